@@ -1,0 +1,80 @@
+"""Augmented patches made ahead of the training, so that making them does not eat the processor during it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .augmentation import random_image
+from .image_sources import ImageStack
+
+BANK_PATCH = 160  # pixels; training crops its own, smaller or equal patches out of these
+
+
+def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A (size, size) patch; smaller images are set into air first."""
+    rows, columns = image.shape
+    if rows < size or columns < size:
+        larger = np.zeros((max(rows, size), max(columns, size)), image.dtype)
+        larger[:rows, :columns] = image
+        image, (rows, columns) = larger, larger.shape
+    y, x = rng.integers(0, rows - size + 1), rng.integers(0, columns - size + 1)
+    return image[y : y + size, x : x + size]
+
+
+def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int) -> None:
+    """Write `patches` augmented patches to `path`: npy, (patch, 2, 160, 160) float16, real and imaginary part.
+
+    Every file gets a share by the fourth root of its number of slices, so that small sets (the sharp ones) are seen often.
+    Three patches come from each augmented slice. Patches of mere air are mostly drawn again.
+    """
+    rng = np.random.default_rng(seed)
+    share = np.array([len(stack.slices) for stack in stacks]) ** 0.25
+    partial = path.with_suffix(".partial.npy")
+    bank = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(patches, 2, BANK_PATCH, BANK_PATCH))
+    done = 0
+    with tqdm(total=patches, desc=f"augmented patches -> {path.name}") as bar:
+        while done < patches:
+            stack = stacks[rng.choice(len(stacks), p=share / share.sum())]
+            image = random_image(stack.slices[rng.integers(len(stack.slices))], rng)
+            for _ in range(3):
+                patch = _random_crop(image, BANK_PATCH, rng)
+                if done == patches or (np.abs(patch).mean() < 0.08 and rng.random() < 0.9):
+                    continue
+                bank[done, 0], bank[done, 1] = patch.real, patch.imag
+                done += 1
+                bar.update()
+    order = rng.permutation(patches)  # neighbours in the file come from one slice; a batch shall not
+    bank[:] = bank[order]
+    bank.flush()
+    partial.rename(path)
+
+
+class PatchBank(torch.utils.data.IterableDataset):
+    """Endless stream of patches (2, size, size) float32 from a bank: random crop, flips, transposition and phase.
+
+    Each worker and each rank draws its own sequence from `seed`.
+    """
+
+    def __init__(self, path: Path, size: int, seed: int, rank: int = 0) -> None:
+        if size > BANK_PATCH:
+            raise ValueError(f"patch size {size} is larger than the bank's {BANK_PATCH}")
+        self.path, self.size, self.seed, self.rank = path, size, seed, rank
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([self.seed, self.rank, worker.id if worker else 0])
+        bank = np.load(self.path, mmap_mode="r")
+        while True:
+            y, x = rng.integers(0, BANK_PATCH - self.size + 1, 2)
+            real, imaginary = np.asarray(bank[rng.integers(len(bank)), :, y : y + self.size, x : x + self.size], np.float32)
+            patch = (real + 1j * imaginary) * np.exp(1j * rng.uniform(0, 2 * np.pi))
+            if rng.random() < 0.5:
+                patch = patch.conj()
+            if rng.random() < 0.5:
+                patch = patch.T
+            patch = patch[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+            yield torch.from_numpy(np.stack([patch.real, patch.imag]).astype(np.float32))
