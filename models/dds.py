@@ -1,0 +1,119 @@
+"""DDS: decomposed diffusion sampling (Chung, Lee, Ye 2024), in the form for Gaussian noise.
+
+Each step denoises, solves a least-squares problem that weighs the denoised image against the data by their variances,
+and goes down one noise level.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from pydantic import Field
+
+from .forward import SenseModel
+from .linear import combine_sets
+from .prior import DiffusionPrior
+from .scan import Progress, Reconstruction, Scan, Settings
+
+
+class DDSSettings(Settings):
+    """Settings of `dds`. Noise levels are per real channel, in the prior's scale (99.5th percentile at 1)."""
+
+    steps: int = Field(30, ge=2, le=1000, description="network evaluations a sample (NFE)")
+    samples: int = Field(4, ge=1, le=256, description="posterior samples; their mean is the image")
+    eta: float = Field(0.8, ge=0, le=1, description="share of fresh noise in each step; 0 is deterministic")
+    sigma_start: float = Field(1.0, gt=0, le=80, description="noise put on the CG-SENSE image at the start")
+    sigma_end: float = Field(0.01, gt=0, description="last noise level")
+    cg_iterations: int = Field(8, ge=1, le=100, description="CG iterations of the data consistency")
+    max_ratio: float = Field(50.0, gt=0, description="cap of the prior's variance over that of the data")
+    start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the starting image")
+    seed: int = Field(0, ge=0, description="seed of all draws; the same on every device")
+
+
+def noise_levels(start: float, end: float, steps: int) -> list[float]:
+    """`steps` geometric levels from `start` to `end`, then 0."""
+    ratio = math.log(end / start) / max(1, steps - 1)
+    return [start * math.exp(ratio * step) for step in range(steps)] + [0.0]
+
+
+def dds(
+    scan: Scan, prior: DiffusionPrior, settings: DDSSettings, progress: Progress | None = None
+) -> Reconstruction:
+    """Posterior samples of the image by DDS; their mean, and the standard deviation of their magnitudes.
+
+    Solves in each step `(A^H A / s_y^2 + I / r^2) x0 = A^H y / s_y^2 + D(x, s) / r^2`, `r^2 = s^2 sd^2 / (s^2 + sd^2)`,
+    with r^2 / s_y^2 at most `max_ratio`, then `x <- x0 + s_next (sqrt(1 - eta^2) (x - D) / s + eta n)`. Noise levels
+    here are per real channel; s_y is that of the data in the prior's scale.
+
+    Parameters
+    ----------
+    scan
+        A batch shares one intensity scale, as the slices of a volume must. With several sets of maps each set's image
+        is one image to the prior.
+
+    Returns
+    -------
+    Reconstruction with `std` (None for one sample).
+
+    Raises
+    ------
+    ValueError
+        If the scan has no maps, or no signal.
+    """
+    began = time.perf_counter()
+    model = SenseModel.of(scan)
+    adjoint = model.H(scan.kspace)
+    # the weight only steadies the unmeasured directions; the sampler replaces them anyway
+    start = model.solve(adjoint, 0.01, iterations=settings.start_iterations)
+    scale = intensity_scale(start)
+    data_variance = (scan.sigma / scale) ** 2 / 2
+    image_variance = prior.denoiser.sigma_data**2
+    measured = adjoint / scale
+    generator = torch.Generator().manual_seed(settings.seed)
+    shape = (settings.samples, *start.shape)
+
+    def noise() -> torch.Tensor:
+        return torch.view_as_complex(torch.randn((*shape, 2), generator=generator)).to(start.device)
+
+    levels = noise_levels(settings.sigma_start, settings.sigma_end, settings.steps)
+    x = start / scale + levels[0] * noise()
+    for step, (level, following) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        denoised = prior.denoise(x, level)
+        variance = level**2 * image_variance / (level**2 + image_variance)
+        ridge = 1 / min(variance / data_variance, settings.max_ratio)
+        consistent = model.solve(measured + ridge * denoised, ridge, denoised, iterations=settings.cg_iterations)
+        kept = math.sqrt(1 - settings.eta**2) / level
+        x = consistent + following * (kept * (x - denoised) + settings.eta * noise())
+        if progress is not None:
+            progress(step + 1, settings.steps)
+
+    samples = combine_sets(x * scale, model)
+    return Reconstruction(
+        samples.mean(0),
+        samples.abs().std(0) if settings.samples > 1 else None,
+        {
+            "method": "dds",
+            "prior": prior.name,
+            "nfe": settings.steps,
+            "samples": settings.samples,
+            "scale": scale,
+            "seconds": time.perf_counter() - began,
+        },
+    )
+
+
+def intensity_scale(image: torch.Tensor) -> float:
+    """99.5th percentile of the magnitude: what the prior's images have at 1.
+
+    Raises
+    ------
+    ValueError
+        If the image is zero.
+    """
+    magnitude = image.abs().flatten()
+    scale = float(magnitude.kthvalue(max(1, round(0.995 * magnitude.numel()))).values)
+    if not scale > 0:
+        raise ValueError("the image to begin with is zero nearly everywhere: the scan holds no signal")
+    return scale

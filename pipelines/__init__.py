@@ -1,0 +1,1 @@
+"""How it is run: recipes, command line, replay, server."""

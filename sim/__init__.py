@@ -1,0 +1,1 @@
+"""The offline bench: phantoms, simulated scans, training."""
