@@ -1,0 +1,49 @@
+"""The registry of reconstruction methods: one name each, one settings class each, one signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .dds import DDSSettings, dds
+from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
+from .scan import Progress, Reconstruction, Scan, Settings
+from .total_variation import TVSettings, tv
+from .wavelet import L1WaveletSettings, l1_wavelet
+
+
+@dataclass(frozen=True)
+class Method:
+    """A reconstruction: `run(scan, prior, settings, progress) -> Reconstruction`."""
+
+    run: Callable[..., Reconstruction]
+    settings: type[Settings]
+    needs_prior: bool = False
+    gives_std: bool = False
+
+    def needs_maps(self, settings: Settings) -> bool:
+        """Whether the scan must come with coil maps."""
+        return getattr(settings, "combine", "maps") != "rss"
+
+
+METHODS: dict[str, Method] = {
+    "zero-filled": Method(zero_filled, ZeroFilledSettings),
+    "sense": Method(sense, SenseSettings),
+    "l1-wavelet": Method(l1_wavelet, L1WaveletSettings),
+    "tv": Method(tv, TVSettings),
+    "dds": Method(dds, DDSSettings, needs_prior=True, gives_std=True),
+}
+
+
+def reconstruct(
+    method: str, scan: Scan, prior: Any, settings: Settings, progress: Progress | None = None
+) -> Reconstruction:
+    """Reconstruct `scan` by the method of that name.
+
+    Raises
+    ------
+    KeyError
+        When there is no such method.
+    """
+    return METHODS[method].run(scan, prior, settings, progress)

@@ -1,0 +1,215 @@
+"""Recipes: how a scan is to be reconstructed, in YAML. The same recipe drives every way in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .methods import METHODS
+from .scan import Settings
+
+# a folder of data beside this package; the recipes are files, nothing of that package is imported
+RECIPE_FOLDER = Path(__file__).parent.parent / "pipelines" / "recipes"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class RecipeError(ValueError):
+    """A recipe, or a parameter of a scan, that cannot be followed. The message names the key and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Compression(_Section):
+    """Coil compression by SVD: to a number of virtual coils, or to a share of the energy."""
+
+    coils: int | None = Field(None, ge=1, description="virtual coils to keep")
+    energy: float | None = Field(None, gt=0, le=1, description="keep coils until they hold this share of the energy")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Compression:
+        if (self.coils is None) == (self.energy is None):
+            raise ValueError("give either 'coils' or 'energy'")
+        return self
+
+
+class Maps(_Section):
+    """ESPIRiT's settings."""
+
+    kernel: int = Field(6, ge=3, le=12, description="edge of the k-space kernel in samples")
+    threshold: float = Field(0.02, gt=0, lt=1, description="singular values kept, relative to the largest")
+    crop: float = Field(0.9, ge=0, lt=1, description="maps are zero where the eigenvalue is below this")
+    sets: int = Field(1, ge=1, le=4, description="sets of maps; 2 where the field of view is smaller than the head")
+
+
+class Outputs(_Section):
+    """What is sent downstream."""
+
+    image: Literal["magnitude", "complex"] = Field("magnitude", description="type of the image")
+    std: bool = Field(True, description="send the standard-deviation map where the method has one")
+
+
+class Recipe(_Section):
+    """A whole reconstruction.
+
+    Attributes
+    ----------
+    whitening
+        `auto`: noise scan, else estimated from the edges of k-space; `scan`: noise scan, else none; `none`;
+        `upstream`: the data come whitened (NoiseAdjust).
+    """
+
+    name: str = ""
+    description: str = ""
+    whitening: Literal["auto", "scan", "none", "upstream"] = "auto"
+    compression: Compression | None = None
+    maps: Maps = Maps()
+    partial_fourier: Literal["zero-fill", "pocs", "homodyne"] = "zero-fill"
+    method: Literal["zero-filled", "sense", "l1-wavelet", "tv", "dds"]
+    prior: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    outputs: Outputs = Outputs()
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+    @model_validator(mode="after")
+    def _settings_fit_method(self) -> Recipe:
+        method = METHODS[self.method]
+        if method.needs_prior and self.prior is None:
+            raise ValueError(f"method '{self.method}' needs a 'prior'")
+        if not method.needs_prior and self.prior is not None:
+            raise ValueError(f"method '{self.method}' takes no 'prior'")
+        _ = self.method_settings
+        return self
+
+    @property
+    def method_settings(self) -> Settings:
+        """`settings`, checked against the method's own class."""
+        kind = METHODS[self.method].settings
+        try:
+            return kind.model_validate(self.settings)
+        except ValidationError as error:
+            raise ValueError("; ".join(_explain(error, kind, "settings."))) from None
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether coil maps have to be estimated."""
+        return METHODS[self.method].needs_maps(self.method_settings)
+
+    def with_parameters(self, parameters: Mapping[str, str]) -> Recipe:
+        """This recipe with what the scan's own parameters ask for (Gadgetron properties, FIRE's JSON).
+
+        Known are `whitened` (true: NoiseAdjust ran upstream), `samples`, `steps`, `device`, `output`
+        (magnitude, complex) and `std`. `recipe` was used before. Others are left to whom they are meant for.
+
+        Raises
+        ------
+        RecipeError
+            When a value is not allowed, or the method has no such setting.
+        """
+        data = self.model_dump()
+        for key, value in parameters.items():
+            if key in ("samples", "steps"):
+                setting = "iterations" if key == "steps" and self.method != "dds" else key
+                if setting not in METHODS[self.method].settings.model_fields:
+                    raise RecipeError(f"parameter {key!r}: the method {self.method!r} of this recipe has no such setting")
+                data["settings"][setting] = _number(key, value)
+            elif key == "whitened":
+                data["whitening"] = "upstream" if _truth(key, value) else data["whitening"]
+            elif key == "device":
+                data["device"] = value
+            elif key == "output":
+                data["outputs"]["image"] = value
+            elif key == "std":
+                data["outputs"]["std"] = _truth(key, value)
+        return recipe_from(data, f"recipe {self.name!r} with the scan's parameters")
+
+
+def recipe_from(data: Any, origin: str) -> Recipe:
+    """Validate a mapping.
+
+    Raises
+    ------
+    RecipeError
+        Naming `origin`, each wrong key, the value found and what is allowed.
+    """
+    if not isinstance(data, dict):
+        raise RecipeError(f"{origin}: expected a mapping of keys to values, found {type(data).__name__}")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{origin}: " + "; ".join(_explain(error, Recipe, ""))) from None
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """A shipped recipe by name. Names are all that a network peer may give: a path is refused.
+
+    Raises
+    ------
+    RecipeError
+        When there is none of that name.
+    """
+    if not _NAME.fullmatch(name) or name not in recipe_names():
+        raise RecipeError(f"recipe {name[:64]!r} is not known; there are: {', '.join(recipe_names())}")
+    return read_recipe(RECIPE_FOLDER / f"{name}.yaml")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from a file of the user's own machine.
+
+    Raises
+    ------
+    RecipeError
+        When the file is not there, not YAML or not a recipe.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path.name}: cannot be read: {error}") from error
+    if isinstance(data, dict):
+        data.setdefault("name", path.stem)
+    return recipe_from(data, path.name)
+
+
+def _explain(error: ValidationError, kind: type[BaseModel], prefix: str) -> list[str]:
+    """One line a mistake: the key, what is wrong, what was found, and which keys there are."""
+    lines = []
+    for item in error.errors():
+        key = prefix + ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            owner: Any = kind
+            for part in item["loc"][:-1]:
+                owner = owner.model_fields[str(part)].annotation
+                owner = next((a for a in getattr(owner, "__args__", ()) if hasattr(a, "model_fields")), owner)
+            lines.append(f"unknown key {key!r}; there are: {', '.join(owner.model_fields)}")
+        elif item["type"] in ("value_error", "missing"):
+            lines.append(f"{key}: {message}" if key else message)
+        else:
+            lines.append(f"{key}: {message}, found {item['input']!r}")
+    return lines
+
+
+def _number(key: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise RecipeError(f"parameter {key!r}: expected a whole number, found {value[:64]!r}") from None
+
+
+def _truth(key: str, value: str) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    try:
+        return words[value.strip().lower()]
+    except KeyError:
+        raise RecipeError(f"parameter {key!r}: expected true or false, found {value[:64]!r}") from None
