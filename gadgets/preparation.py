@@ -110,8 +110,8 @@ def prepare(
         mask = sampled
     else:
         kspace = kspace[:, 0]
-        mask = sampled[0][:, None] & columns
-    whole_rows = mask.any(1, keepdims=True)
+        mask = np.logical_and(sampled[0][:, None], columns)
+    whole_rows: np.ndarray = np.logical_or.reduce(mask, axis=1, keepdims=True)
     if (mask == whole_rows).all():
         mask = whole_rows
     acs = prepare_acs(data, encoding, whitening, compression)
