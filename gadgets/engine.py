@@ -1,0 +1,134 @@
+"""What outlives a scan: recipes, loaded priors, the device, and the one worker that reconstructs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+
+from scanprior.models.methods import METHODS
+from scanprior.models.prior import DiffusionPrior, load_prior
+from scanprior.models.recipe import Recipe, load_recipe
+from scanprior.models.scan import Scan
+
+from .mrd import Image
+
+if TYPE_CHECKING:
+    from .session import ScanSession
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Shared by all scans of a process; every scan's reconstructions run one after another on its one worker.
+
+    One worker, because two reconstructions at once on one device are slower than one after the other, and because the
+    number of threads that torch uses would otherwise change the last bits of an image.
+
+    Parameters
+    ----------
+    recipe
+        What scans get that ask for nothing: a recipe, or the name of a shipped one.
+    device
+        Overrides the recipes' device, for instance "cpu".
+    threads
+        CPU threads of torch; 0 leaves torch's own choice.
+    """
+
+    def __init__(self, recipe: Recipe | str = "dds", *, device: str | None = None, threads: int = 0) -> None:
+        self.default = load_recipe(recipe) if isinstance(recipe, str) else recipe
+        self._device = device
+        self._priors: dict[tuple[str, str], DiffusionPrior] = {}
+        self._lock = threading.Lock()
+        self.worker = ThreadPoolExecutor(1, "reconstruct")
+        if threads:
+            self.worker.submit(torch.set_num_threads, threads).result()
+            torch.set_num_threads(threads)
+
+    def recipe(self, parameters: Mapping[str, str]) -> Recipe:
+        """The recipe that a scan's parameters ask for.
+
+        Raises
+        ------
+        RecipeError
+            When it is not known, or a parameter has a value that is not allowed.
+        """
+        name = parameters.get("recipe")
+        recipe = load_recipe(name) if name else self.default
+        if self._device is not None:
+            recipe = recipe.model_copy(update={"device": self._device})
+        return recipe.with_parameters(parameters)
+
+    def device(self, recipe: Recipe) -> torch.device:
+        """Where a recipe runs.
+
+        Raises
+        ------
+        RuntimeError
+            When it asks for a GPU and there is none: never silently on the CPU.
+        """
+        if recipe.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if recipe.device.startswith("cuda") and not torch.cuda.is_available():
+            raise RuntimeError(f"the recipe asks for device {recipe.device!r}, and no CUDA device is to be had here")
+        return torch.device(recipe.device)
+
+    def prior(self, recipe: Recipe) -> DiffusionPrior | None:
+        """The prior of a recipe on its device, loaded once; None where the method takes none."""
+        if recipe.prior is None:
+            return None
+        device = self.device(recipe)
+        with self._lock:
+            key = recipe.prior, str(device)
+            if key not in self._priors:
+                self._priors[key] = load_prior(recipe.prior, device)
+                log.info("prior %s is loaded on %s", recipe.prior, device)
+            return self._priors[key]
+
+    def warm_up(self, recipe: Recipe | None = None) -> float:
+        """Load the prior and reconstruct a small scan, so that the first real one does not wait. Returns the seconds."""
+        recipe = recipe or self.default
+        began = time.perf_counter()
+
+        def run() -> None:
+            device = self.device(recipe)
+            generator = torch.Generator().manual_seed(0)
+            maps = torch.full((4, 64, 64), 0.5, dtype=torch.complex64, device=device)
+            kspace = torch.view_as_complex(torch.randn(4, 64, 64, 2, generator=generator)).to(device)
+            mask = torch.ones(64, 1, dtype=torch.bool, device=device)
+            scan = Scan(kspace, mask, maps, 2**0.5)
+            METHODS[recipe.method].run(scan, self.prior(recipe), recipe.method_settings)
+
+        self.worker.submit(run).result()
+        return time.perf_counter() - began
+
+    def open_session(self, header: str, parameters: Mapping[str, str], send: Callable[[Image], None]) -> ScanSession:
+        """Begin a scan.
+
+        Parameters
+        ----------
+        header
+            MRD header, XML.
+        parameters
+            What the scan asks for: Gadgetron properties or FIRE's JSON parameters.
+        send
+            Called with each image as it is made, from the worker's thread.
+
+        Raises
+        ------
+        HeaderError, RecipeError, PriorError
+            What cannot be done is refused before the first acquisition.
+        """
+        from .session import ScanSession
+
+        recipe = self.recipe(parameters)
+        return ScanSession(self, recipe, header, send)
+
+    def close(self) -> None:
+        """Let the worker finish what it is at, and end it."""
+        self.worker.shutdown(wait=True, cancel_futures=True)

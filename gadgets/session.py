@@ -1,0 +1,314 @@
+"""One scan: acquisitions in, images out. The core behind every way in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from scanprior.models.espirit import espirit_maps
+from scanprior.models.methods import METHODS
+from scanprior.models.recipe import Recipe
+from scanprior.models.scan import Reconstruction, Scan, Settings
+
+from .compression import Compression
+from .encoding import Encoding
+from .engine import Engine
+from .errors import ScanError
+from .images import make_images
+from .mrd import Acquisition, Bucket, Image, ReconData
+from .noise import Noise, Whitening, estimate_noise
+from .partial_fourier import complete
+from .preparation import Problem, calibration_kspace, prepare, prepare_acs, whitening_for
+from .recon_data import acquisitions_from_bucket, slices_from_recon
+from .slices import AcsReady, Event, Key, SliceData
+from .sorting import Sorter
+
+log = logging.getLogger(__name__)
+
+MAX_PENDING_BYTES = 4 << 30  # k-space that waits for the worker; over it, the input waits
+MAX_MAPS_BYTES = 1 << 30  # coil maps kept for slices that are still being acquired
+MAX_FAILURES_TOLD = 5
+
+
+class Aborted(Exception):
+    """The scan was given up while a reconstruction ran."""
+
+
+@dataclass
+class Timing:
+    """When things happened, in seconds since the header came."""
+
+    began: float = field(default_factory=time.perf_counter)
+    slices: list[dict[str, float | str]] = field(default_factory=list)
+    first_image: float | None = None
+
+    def now(self) -> float:
+        """Seconds since the header came."""
+        return time.perf_counter() - self.began
+
+
+class ScanSession:
+    """Sorts what comes in, and has each slice reconstructed as soon as its last line has come.
+
+    `feed` takes a message and returns quickly; reconstructions run on the engine's worker, in the order in which slices
+    become complete. A slice that fails does not take the others with it: all failures are told by `close`.
+
+    Attributes
+    ----------
+    encoding
+        What the header says.
+    timing
+        Latency of each image, for the log and for reports.
+    results
+        `Reconstruction.info` and notes of each image made, by key.
+    """
+
+    def __init__(self, engine: Engine, recipe: Recipe, header: str, send: Callable[[Image], None]) -> None:
+        self.engine, self.recipe, self._send = engine, recipe, send
+        self.encoding = Encoding.from_header(header)
+        self.timing = Timing()
+        self.results: list[dict[str, object]] = []
+        self._settings = recipe.method_settings
+        self._device = engine.device(recipe)
+        self._prior = engine.prior(recipe)
+        self._sorter = Sorter(self.encoding)
+        self._upstream = recipe.whitening == "upstream"
+        self._estimated: Noise | None = None
+        self._maps: dict[Key, tuple[np.ndarray, torch.Tensor]] = {}  # worker's thread only
+        self._index = 0  # worker's thread only
+        self._failures: Counter[str] = Counter()
+        self._futures: list[Future[None]] = []
+        self._room = threading.Condition()
+        self._pending_bytes = 0
+        self._stopped = False
+        log.info(
+            "scan begins: recipe %s, method %s, matrix %s, %s", recipe.name, recipe.method,
+            "x".join(map(str, self.encoding.encoded.matrix)), self._device,
+        )  # fmt: skip
+
+    # -- the input's thread -------------------------------------------------------------------------------------
+
+    def feed(self, message: Acquisition | Bucket | ReconData) -> None:
+        """Take an acquisition, or what Gadgetron's gadgets made of acquisitions.
+
+        Raises
+        ------
+        ScanError
+            It contradicts the header. It is left out; what came before is kept, and the next can be fed.
+        """
+        if isinstance(message, Acquisition):
+            self._handle(self._sorter.add(message))
+        elif isinstance(message, Bucket):
+            self._feed_bucket(message)
+        else:
+            for bit in message.bits:
+                for data in slices_from_recon(bit.data, bit.reference, self.encoding):
+                    self._slice_ready(data)
+
+    def close(self) -> None:
+        """The input has ended: reconstruct what is left, and wait until every image is sent.
+
+        Raises
+        ------
+        ScanError
+            One text for all that went wrong. All images that could be made have been sent.
+        """
+        self._handle(self._sorter.flush())
+        for future in self._futures:
+            future.result()
+        told = [f"{text} ({count} times)" if count > 1 else text for text, count in self._failures.items()]
+        log.info("scan ends: %d images, %d failures, %.1f s", self._index, len(told), self.timing.now())
+        if told:
+            more = f"; and {len(told) - MAX_FAILURES_TOLD} more" if len(told) > MAX_FAILURES_TOLD else ""
+            raise ScanError("; ".join(told[:MAX_FAILURES_TOLD]) + more)
+        if not self._index:
+            raise ScanError("the scan ended without a single imaging readout")
+
+    def abort(self, reason: str) -> None:
+        """Give the scan up: nothing more is reconstructed. Returns when the worker has let go of it."""
+        log.warning("scan is given up: %s", reason)
+        self._stopped = True
+        with self._room:
+            self._room.notify_all()
+        for future in self._futures:
+            if not future.cancel():
+                future.exception()
+
+    def _feed_bucket(self, bucket: Bucket) -> None:
+        for line in acquisitions_from_bucket(bucket.data, bucket.reference):
+            self._handle(self._sorter.add(line))
+
+    def _handle(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, AcsReady):
+                self._acs_ready(event.slice_data)
+            else:
+                self._slice_ready(event.slice_data)
+
+    def _acs_ready(self, data: SliceData) -> None:
+        if not self.recipe.needs_maps:
+            return
+        whitening = self._whitening(data, complete=False)
+        if whitening is not None:
+            log.info("ACS of %s is complete after %.3f s: maps begin", data.key, self.timing.now())
+            self._submit(data, lambda: self._estimate_maps(data, whitening))
+
+    def _slice_ready(self, data: SliceData) -> None:
+        try:
+            whitening = self._whitening(data, complete=True)
+        except ScanError as error:
+            self._failures[str(error)] += 1
+            return
+        assert whitening is not None
+        ready = self.timing.now()
+        self._submit(data, lambda: self._reconstruct(data, whitening, ready))
+
+    def _whitening(self, data: SliceData, complete: bool) -> Whitening | None:
+        """Whitening of a slice; None where it is to be estimated and no slice is complete yet."""
+        coils = len(data.kspace)
+        if self.recipe.whitening == "none":
+            return Whitening.identity(coils)
+        if self._upstream:
+            return Whitening.upstream(coils)
+        noise = self._sorter.noise.noise()
+        if noise is None and self.recipe.whitening == "scan":
+            return Whitening.identity(coils)
+        if noise is None:
+            # one estimate, from the first complete slice, for the whole scan: all images keep one scale
+            if self._estimated is None and complete:
+                self._estimated = estimate_noise(data)
+            noise = self._estimated
+        return None if noise is None else whitening_for(data, self.encoding, noise)
+
+    def _submit(self, data: SliceData, job: Callable[[], None]) -> None:
+        size = data.kspace.nbytes + (data.acs.kspace.nbytes if data.acs is not None else 0)
+        with self._room:
+            if self._pending_bytes + size > MAX_PENDING_BYTES and self._pending_bytes:
+                log.warning("input waits: %d MB of k-space are queued for reconstruction", self._pending_bytes >> 20)
+                self._room.wait_for(lambda: self._pending_bytes == 0 or self._stopped or self._fits(size))
+            self._pending_bytes += size
+
+        def run() -> None:
+            try:
+                if not self._stopped:
+                    job()
+            except Aborted:
+                pass
+            except Exception as error:  # noqa: BLE001  whatever it was, it is told, and the next slice is tried
+                self._fail(data.key, error)
+            finally:
+                with self._room:
+                    self._pending_bytes -= size
+                    self._room.notify_all()
+
+        self._futures.append(self.engine.worker.submit(run))
+
+    def _fits(self, size: int) -> bool:
+        return self._pending_bytes + size <= MAX_PENDING_BYTES
+
+    # -- the worker's thread ------------------------------------------------------------------------------------
+
+    def _fail(self, key: Key, error: Exception) -> None:
+        if isinstance(error, ScanError | ValueError):
+            log.error("%s: %s", key, error)
+        else:
+            log.exception("%s failed", key)
+        text = str(error) or type(error).__name__
+        self._failures[text if str(key) in text else f"{key}: {text}"] += 1
+
+    def _compression(self, data: SliceData, whitening: Whitening) -> Compression | None:
+        wanted = self.recipe.compression
+        if wanted is None:
+            return None
+        calibration = whitening(calibration_kspace(data, self.encoding))
+        amount = wanted.coils if wanted.coils is not None else wanted.energy
+        assert amount is not None
+        return Compression.from_calibration(calibration, amount)
+
+    def _estimate_maps(self, data: SliceData, whitening: Whitening) -> None:
+        """Maps ahead of the slice. A failure is not told here: the slice will meet it again, with all its lines."""
+        acs = prepare_acs(data, self.encoding, whitening, self._compression(data, whitening))
+        shape = self._image_shape(data)
+        if acs is not None:
+            try:
+                self._maps_for(data.acs_key or data.key, acs, shape)
+            except ValueError as error:
+                log.info("maps of %s wait for the whole slice: %s", data.key, error)
+
+    def _image_shape(self, data: SliceData) -> tuple[int, int]:
+        matrix = self.encoding.encoded.matrix
+        width = min(data.kspace.shape[-1], self.encoding.readout_cropped)
+        return (matrix[2], matrix[1]) if self.encoding.volume else (matrix[1], width)
+
+    def _maps_for(self, key: Key, acs: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
+        known = self._maps.get(key)
+        if known is not None and np.array_equal(known[0], acs):
+            return known[1]
+        began = time.perf_counter()
+        wanted = self.recipe.maps
+        maps, _ = espirit_maps(
+            torch.from_numpy(acs).to(self._device), shape, kernel=wanted.kernel, threshold=wanted.threshold,
+            crop=wanted.crop, sets=wanted.sets,
+        )  # fmt: skip
+        log.info("maps of %s from %s calibration samples in %.2f s", key, acs.shape, time.perf_counter() - began)
+        self._maps.pop(key, None)
+        self._maps[key] = acs, maps
+        while len(self._maps) > 1 and sum(m.nbytes for _, m in self._maps.values()) > MAX_MAPS_BYTES:
+            self._maps.pop(next(iter(self._maps)))
+        return maps
+
+    def _reconstruct(self, data: SliceData, whitening: Whitening, ready: float) -> None:
+        began = self.timing.now()
+        problem = prepare(data, self.encoding, whitening, self._compression(data, whitening))
+        maps = None
+        if self.recipe.needs_maps:
+            # without calibration lines ESPIRiT itself says what can be done
+            acs = problem.kspace[..., :0, :] if problem.acs is None else problem.acs
+            maps = self._maps_for(problem.acs_key or problem.key, acs, self._image_shape(data))
+        result = self._run_method(problem, maps)
+        image = complete(result.image.cpu().numpy(), problem, self.recipe.partial_fourier)
+        std = result.std.cpu().numpy() if result.std is not None and self.recipe.outputs.std else None
+        self._index += 1
+        images = make_images(
+            image, std, problem=problem, source=data, encoding=self.encoding, info=result.info,
+            index=self._index, complex_image=self.recipe.outputs.image == "complex",
+        )  # fmt: skip
+        for message in images:
+            self._send(message)
+        sent = self.timing.now()
+        if self.timing.first_image is None:
+            self.timing.first_image = sent
+        self.timing.slices.append(
+            {"key": str(data.key), "complete": ready, "waited": began - ready, "seconds": sent - began, "sent": sent}
+        )
+        self.results.append({"key": data.key._asdict(), **problem.notes, **result.info})
+        log.info("image of %s is sent %.2f s after its last line", data.key, sent - ready)
+
+    def _run_method(self, problem: Problem, maps: torch.Tensor | None) -> Reconstruction:
+        method = METHODS[self.recipe.method]
+        scan = Scan(
+            torch.from_numpy(problem.kspace).to(self._device),
+            torch.from_numpy(problem.mask).to(self._device),
+            maps,
+            problem.sigma,
+        )
+        return method.run(scan, self._prior, self._seeded(problem.key), self._progress)
+
+    def _seeded(self, key: Key) -> Settings:
+        """Settings with a seed of this image's own: the same whatever order images are made in."""
+        if "seed" not in type(self._settings).model_fields:
+            return self._settings
+        seed = np.random.SeedSequence([getattr(self._settings, "seed", 0), *key]).generate_state(1)[0]
+        return self._settings.model_copy(update={"seed": int(seed)})
+
+    def _progress(self, step: int, steps: int) -> None:
+        if self._stopped:
+            raise Aborted

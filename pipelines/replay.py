@@ -1,0 +1,183 @@
+"""Replay of a recorded MRD file through the same core that serves a scanner."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from scanprior.gadgets.engine import Engine
+from scanprior.gadgets.errors import ScanError
+from scanprior.gadgets.mrd import Acquisition, Image
+
+from .pictures import write_pictures
+
+log = logging.getLogger(__name__)
+
+CHUNK = 256  # acquisitions read at once
+
+
+class ScanFileError(ValueError):
+    """A file that is not an MRD raw-data file."""
+
+
+class ScanFile:
+    """Raw data of an MRD (ISMRMRD) HDF5 file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    group
+        Name of the group that holds `xml` and `data`; None takes `dataset`, or else the only one that has them.
+
+    Raises
+    ------
+    ScanFileError
+        When it is not such a file.
+    """
+
+    def __init__(self, path: Path, group: str | None = None) -> None:
+        try:
+            self._file = h5py.File(path, "r")
+        except OSError as error:
+            raise ScanFileError(f"{path}: not an HDF5 file that can be read ({error})") from error
+        groups = [name for name, item in self._file.items() if isinstance(item, h5py.Group) and "data" in item]
+        name = group or ("dataset" if "dataset" in groups else groups[0] if len(groups) == 1 else None)
+        if name is None or name not in groups or "xml" not in self._file[name]:
+            raise ScanFileError(f"{path}: expected a group with 'xml' and 'data', found groups {groups or 'none'}")
+        self._group = self._file[name]
+        self._data = self._group["data"]
+        if self._data.dtype.names is None or not {"head", "data"} <= set(self._data.dtype.names):
+            raise ScanFileError(f"{path}: {name}/data does not hold acquisitions")
+
+    @property
+    def header(self) -> str:
+        """MRD header, XML."""
+        text = self._group["xml"][()]
+        text = text.ravel()[0] if isinstance(text, np.ndarray) else text
+        return text.decode("utf-8") if isinstance(text, bytes) else str(text)
+
+    def __len__(self) -> int:
+        """Number of acquisitions."""
+        return len(self._data)
+
+    def acquisitions(self) -> Iterator[Acquisition]:
+        """The readouts in file order."""
+        for first in range(0, len(self._data), CHUNK):
+            for row in self._data[first : first + CHUNK]:
+                head = row["head"]
+                channels = int(head["active_channels"])
+                samples = np.asarray(row["data"], np.float32).view(np.complex64)
+                expected = channels * int(head["number_of_samples"])
+                if len(samples) != expected:
+                    where = f"readout {int(head['scan_counter'])}"
+                    raise ScanError(f"{where} has {len(samples)} samples, its header says {expected}")
+                yield Acquisition(head, samples.reshape(channels, -1))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def replay(
+    path: Path,
+    engine: Engine,
+    out: Path | None,
+    *,
+    parameters: dict[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Image], dict[str, Any]]:
+    """Reconstruct a recorded scan.
+
+    Parameters
+    ----------
+    path
+        MRD HDF5 file.
+    engine
+        Holds the default recipe and the prior.
+    out
+        Folder for `images.h5`, pictures and `report.json`; None writes nothing.
+    parameters
+        As a scan would bring them: recipe, samples, ...
+    progress
+        Called as `progress(readouts fed, readouts)`.
+
+    Returns
+    -------
+    Images in the order in which they were made, and the report.
+
+    Raises
+    ------
+    ScanFileError, HeaderError, RecipeError
+        Before anything is reconstructed.
+    ScanError
+        After all images that could be made have been written.
+    """
+    images: list[Image] = []
+    began = time.perf_counter()
+    scan = ScanFile(path)
+    failures: list[str] = []
+    try:
+        session = engine.open_session(scan.header, parameters or {}, images.append)
+        for number, acquisition in enumerate(scan.acquisitions()):
+            try:
+                session.feed(acquisition)
+            except ScanError as error:
+                failures.append(str(error))
+            if progress is not None:
+                progress(number + 1, len(scan))
+        try:
+            session.close()
+        except ScanError as error:
+            failures.append(str(error))
+    finally:
+        scan.close()
+    report = {
+        "scan": path.name,
+        "recipe": session.recipe.model_dump(),
+        "device": str(engine.device(session.recipe)),
+        "seconds": time.perf_counter() - began,
+        "first_image_seconds": session.timing.first_image,
+        "latency": session.timing.slices,
+        "images": session.results,
+        "failures": failures,
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_images(out / "images.h5", images, scan_header=None)
+        write_pictures(out, images)
+        (out / "report.json").write_text(json.dumps(report, indent=1, default=_plain) + "\n")
+    if failures:
+        raise ScanError("; ".join(dict.fromkeys(failures)))
+    return images, report
+
+
+def write_images(path: Path, images: list[Image], scan_header: str | None) -> None:
+    """Write images as an MRD file: group `dataset`, one `image_<series>` for each series."""
+    import ismrmrd
+
+    path.unlink(missing_ok=True)
+    dataset = ismrmrd.Dataset(str(path), "dataset")
+    try:
+        if scan_header is not None:
+            dataset.write_xml_header(scan_header.encode())
+        for image in images:
+            head = ismrmrd.ImageHeader.from_buffer_copy(image.head.tobytes())
+            message = ismrmrd.Image(head)
+            message.data[:] = image.data
+            message.attribute_string = image.meta
+            dataset.append_image(f"image_{int(image.head['image_series_index'])}", message)
+    finally:
+        dataset.close()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)
