@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,11 @@ def data_dir() -> Path:
     if not folder.is_dir():
         missing(f"no recorded data at {folder}: set SCANPRIOR_DATA")
     return folder
+
+
+def recorded_stream(name: str) -> bytes:
+    """A byte stream recorded from a real peer, e.g. `gt_bucket/to_external`."""
+    return gzip.decompress((data_dir() / "wire" / f"{name}.bin.gz").read_bytes())
 
 
 def random_complex(
