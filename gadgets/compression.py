@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
-from .slices import ScanError
+from scanprior.gadgets.errors import ScanError
 
 
 @dataclass(frozen=True)

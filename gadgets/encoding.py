@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
+from scanprior.gadgets.errors import HeaderError
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -24,10 +25,6 @@ STEPS = ("kspace_encoding_step_0", "kspace_encoding_step_1", "kspace_encoding_st
 COUNTERS = ("average", "slice", "contrast", "phase", "repetition", "set", "segment")
 CALIBRATION_MODES = ("embedded", "interleaved", "separate", "external", "other")
 DEFAULT_NOISE_BANDWIDTH = 0.793  # what Gadgetron takes where the header is silent
-
-
-class HeaderError(ValueError):
-    """The MRD header is not readable, or it describes a scan that is not supported."""
 
 
 @dataclass(frozen=True)

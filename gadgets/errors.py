@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class ScanError(Exception):
+class ScanError(ValueError):
     """A scan that cannot be reconstructed. The text goes to the operator's console as it stands, so it
     names the thing, the value found and what was expected."""
 

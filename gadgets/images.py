@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
-from .encoding import Encoding
-from .fourier import interpolate, resize
-from .meta import history, image_meta
-from .mrd import IMAGE_HEADER, Image
-from .preparation import Problem
-from .slices import SliceData
+from scanprior.gadgets.encoding import Encoding
+from scanprior.gadgets.fourier import interpolate, resize
+from scanprior.gadgets.meta import history, image_meta
+from scanprior.gadgets.mrd import IMAGE_HEADER, Image
+from scanprior.gadgets.preparation import Problem
+from scanprior.gadgets.slices import SliceData
 
 MAGNITUDE, COMPLEX = 1, 5  # image_type; Gadgetron throws on 0
 FLOAT32, COMPLEX64 = 5, 7  # data_type

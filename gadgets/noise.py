@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scanprior.gadgets.errors import ScanError
+from scanprior.gadgets.mrd import Acquisition
+from scanprior.gadgets.slices import SliceData
 from scipy.linalg import solve_triangular
 from scipy.stats import gamma
-
-from .mrd import Acquisition
-from .slices import ScanError, SliceData
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,9 @@ Sources: Haacke, Lindskog, Lin, "A fast, iterative, partial-Fourier technique ca
 from __future__ import annotations
 
 import numpy as np
-
-from .fourier import fft, ifft
-from .preparation import Problem
-from .slices import ScanError
+from scanprior.gadgets.errors import ScanError
+from scanprior.gadgets.fourier import fft, ifft
+from scanprior.gadgets.preparation import Problem
 
 METHODS = ("zero-fill", "pocs", "homodyne")
 MIN_HALF_WIDTH = 4  # lines beyond the centre that carry the phase
@@ -26,8 +25,9 @@ def acquired_ranges(problem: Problem) -> tuple[Range, Range]:
     both the largest gap and 5 % of the matrix.
     """
     rows_full, columns_full = problem.kspace.shape[-2:]
-    rows = _range(problem.mask.any(1), rows_full)
-    columns = (0, columns_full) if problem.mask.shape[1] == 1 else _range(problem.mask.any(0), columns_full)
+    rows = _range(np.logical_or.reduce(problem.mask, axis=1), rows_full)
+    whole = problem.mask.shape[1] == 1
+    columns = (0, columns_full) if whole else _range(np.logical_or.reduce(problem.mask, axis=0), columns_full)
     return rows, columns
 
 
@@ -106,7 +106,7 @@ def _phase(measured: np.ndarray, ranges: tuple[Range, Range]) -> np.ndarray:
 
 
 def _homodyne_weights(acquired: Range, sizes: tuple[int, ...], axis: int) -> np.ndarray:
-    """0 where nothing was acquired, 2 where its mirror image was not, and a ramp from 0 to 2 in the symmetric centre."""
+    """0 where nothing was acquired, 2 where the mirror image was not, a ramp between them in the symmetric centre."""
     size = sizes[axis]
     low, high = acquired
     position = np.arange(size) - size // 2

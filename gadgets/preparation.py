@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
-from .compression import Compression
-from .encoding import Encoding
-from .fourier import crop_field_of_view, ifft, resize
-from .noise import Noise, Whitening, estimate_noise
-from .slices import Key, ScanError, SliceData
+from scanprior.gadgets.compression import Compression
+from scanprior.gadgets.encoding import Encoding
+from scanprior.gadgets.errors import ScanError
+from scanprior.gadgets.fourier import crop_field_of_view, ifft, resize
+from scanprior.gadgets.noise import Noise, Whitening, estimate_noise
+from scanprior.gadgets.slices import Key, SliceData
 
 log = logging.getLogger(__name__)
 

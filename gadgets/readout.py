@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-
-from .encoding import Encoding
-from .slices import ScanError
+from scanprior.gadgets.encoding import Encoding
+from scanprior.gadgets.errors import ScanError
 
 
 class Readout(NamedTuple):

@@ -8,10 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class ScanError(ValueError):
-    """An acquisition, or a slice, that contradicts the header or cannot be reconstructed."""
-
-
 class Key(NamedTuple):
     """Which image: the MRD counters that tell one image from another. Averages and segments are merged."""
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-
-from .encoding import Encoding
-from .mrd import Acquisition
-from .noise import NoiseScan
-from .readout import Readout, matrix_width, read
-from .slices import Acs, AcsReady, Event, Key, ScanError, SliceData, SliceReady
+from scanprior.gadgets.encoding import Encoding
+from scanprior.gadgets.errors import ScanError
+from scanprior.gadgets.mrd import Acquisition
+from scanprior.gadgets.noise import NoiseScan
+from scanprior.gadgets.readout import Readout, matrix_width, read
+from scanprior.gadgets.slices import Acs, AcsReady, Event, Key, SliceData, SliceReady
 
 log = logging.getLogger(__name__)
 
@@ -267,7 +267,10 @@ class Sorter:
         step_1, step_2 = int(idx["kspace_encode_step_1"]), int(idx["kspace_encode_step_2"])
         self._check_limit(head, "kspace_encoding_step_1", step_1)
         self._check_limit(head, "kspace_encoding_step_2", step_2)
-        readout = read(head, bool(flags & REVERSE))
+        try:
+            readout = read(head, bool(flags & REVERSE))
+        except ScanError as error:
+            raise ScanError(f"{_where(head)}: {error}") from None
         at = (self.encoding.position(2, step_2), self.encoding.position(1, step_1))
         return _Line(key, at, average, readout.samples(acquisition.data), readout, head, bool(flags & both))
 
@@ -307,6 +310,7 @@ class Sorter:
         if reference is None:
             size_y, size_z = self.encoding.encoded.matrix[1:]
             reference = _Reference(line, (size_z // 2, size_y // 2))
+        _place(line, self._width or self.encoding.encoded.matrix[0])
         if reference.readout != line.readout:
             raise ScanError(
                 f"{_where(line.head)} has {line.readout.length} samples (centre {line.readout.center}), "
@@ -326,12 +330,12 @@ class Sorter:
         width = self._width or matrix_width(line.readout, self.encoding)
         slot = self._slots.get(line.key)
         if slot is None:
-            line.readout.place(width)  # an unfit line must not take memory
+            _place(line, width)  # an unfit line must not take memory
             points = self.encoding.encoded.matrix[1] * self.encoding.encoded.matrix[2]
             self._claim(len(line.samples) * points * width * 8, f"{line.key}")
             slot = self._slots[line.key] = _Slot(line, width, self.encoding)
             self._width = width
-        if line.readout.length != slot.first_readout.length or line.readout.place(width) != slot.columns:
+        if _place(line, width) != slot.columns or line.readout.length != slot.first_readout.length:
             raise ScanError(
                 f"{_where(line.head)} has {line.readout.length} samples (centre {line.readout.center}), "
                 f"the lines before it {slot.first_readout.length} (centre {slot.first_readout.center})"
@@ -361,8 +365,15 @@ class Sorter:
             complete = reference.separate or reference.block.centred()
             if key.slice == line.key.slice and complete and not reference.announced:
                 reference.announced = True
-                return self._announce(line.key, slot, reference.acs(slot.kspace.shape[-1]))
+                return self._announce(line.key, slot, self._reference_acs(reference, slot))
         return []
+
+    def _reference_acs(self, reference: _Reference, slot: _Slot) -> Acs | None:
+        try:
+            return reference.acs(slot.kspace.shape[-1])
+        except ScanError as error:  # oversampling was removed from the image, but not from these
+            self._warn(f"the calibration lines do not fit the image and are left out: {error}")
+            return None
 
     def _announce(self, key: Key, slot: _Slot, acs: Acs | None) -> list[Event]:
         slot.announced = True
@@ -428,12 +439,14 @@ class Sorter:
         elif key in self._references:
             reference = self._references.pop(key)
             self._bytes -= sum(samples.nbytes for samples, _ in reference.lines.values())
-            self._remember(key, reference.acs(slot.kspace.shape[-1]))
+            own = self._reference_acs(reference, slot)
+            if own is not None:
+                self._remember(key, own)
         acs_key, acs = self._acs.get(key.slice, (None, None))
         if acs is None:  # calibration lines whose other counters differ from those of the image
             for other, reference in self._references.items():
                 if other.slice == key.slice:
-                    acs_key, acs = other, reference.acs(slot.kspace.shape[-1])
+                    acs_key, acs = other, self._reference_acs(reference, slot)
         repeated = slot.counts > 1
         if repeated.any():
             slot.kspace[:, repeated] /= slot.counts[repeated].astype(np.float32)[None, :, None]
@@ -442,6 +455,13 @@ class Sorter:
             float(slot.head["sample_time_us"]), int(slot.counts.sum()),
         )  # fmt: skip
         return [SliceReady(key, data)]
+
+
+def _place(line: _Line, width: int) -> tuple[int, int]:
+    try:
+        return line.readout.place(width)
+    except ScanError as error:
+        raise ScanError(f"{_where(line.head)}: {error}") from None
 
 
 def _where(head: np.void) -> str:
