@@ -317,4 +317,4 @@ def simulate(
         effective_r=sampling.effective_r,
         snr_db=snr_db,
     )
-    return Simulated(path, truth, count, sampling.asked_r, sampling.effective_r)
+    return Simulated(path, truth, count, float(sampling.asked_r), sampling.effective_r)
