@@ -18,3 +18,7 @@ class PeerGone(WireError):
 
 class PeerSilent(WireError):
     """The other side keeps the connection open but has sent, or taken, nothing for too long."""
+
+
+class HeaderError(ScanError):
+    """The MRD header is not readable, or it describes a scan that is not supported."""
