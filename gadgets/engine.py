@@ -43,7 +43,7 @@ class Engine:
     def __init__(self, recipe: Recipe | str = "dds", *, device: str | None = None, threads: int = 0) -> None:
         self.default = load_recipe(recipe) if isinstance(recipe, str) else recipe
         self._device = device
-        self._priors: dict[tuple[str, str], DiffusionPrior] = {}
+        self._priors: dict[tuple[str, str, str], DiffusionPrior] = {}
         self._lock = threading.Lock()
         self.worker = ThreadPoolExecutor(1, "reconstruct")
         if threads:
@@ -84,9 +84,10 @@ class Engine:
             return None
         device = self.device(recipe)
         with self._lock:
-            key = recipe.prior, str(device)
+            key = recipe.prior, str(device), recipe.precision
             if key not in self._priors:
-                self._priors[key] = load_prior(recipe.prior, device)
+                autocast = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
+                self._priors[key] = load_prior(recipe.prior, device, autocast)
                 log.info("prior %s is loaded on %s", recipe.prior, device)
             return self._priors[key]
 

@@ -15,6 +15,7 @@ NOISE_SOURCES = {
     "scan": "noise from the noise scan",
     "estimated": "noise estimated from the edge of k-space (no noise scan)",
     "upstream": "noise whitened upstream",
+    "not whitened": "noise not whitened",
 }
 
 
@@ -40,7 +41,8 @@ def history(info: Mapping[str, Any], notes: Mapping[str, Any]) -> list[str]:
         `Problem.notes`; the known ones are told in words, the rest as it is.
     """
     told = ["Scanprior"]
-    told += [f"{name} {_text(value)}" for name, value in info.items() if isinstance(value, Value)]
+    # how long it took is for the log: the same scan shall give the same meta
+    told += [f"{name} {_text(value)}" for name, value in info.items() if isinstance(value, Value) and name != "seconds"]
     rest = dict(notes)
     told.append(NOISE_SOURCES.get(str(rest.get("noise")), f"noise {rest.get('noise', 'unknown')}"))
     rest.pop("noise", None)

@@ -38,7 +38,7 @@ class Whitening:
     sigma
         Standard deviation of the complex noise afterwards: E|n|^2 = sigma^2.
     source
-        "scan", "estimated" or "upstream".
+        "scan", "estimated", "upstream" or "not whitened".
     dropped
         Coils that were left out because they are dead.
     regularised
@@ -56,6 +56,12 @@ class Whitening:
         """No whitening: it was done before (Gadgetron's NoiseAdjust), to SNR units."""
         return cls(np.eye(coils, dtype=np.complex64), SIGMA, "upstream")
 
+    @classmethod
+    def identity(cls, coils: int, noise: Noise | None) -> Whitening:
+        """No whitening: coils stay as they were received. `noise` tells how strong the noise is, None: it is not asked for."""
+        sigma = 0.0 if noise is None else math.sqrt(float(noise.covariance.diagonal().real.mean()))
+        return cls(np.eye(coils, dtype=np.complex64), sigma, "not whitened")
+
     def __call__(self, kspace: np.ndarray) -> np.ndarray:
         """Whiten `kspace` (coil, ...) complex64.
 
@@ -66,7 +72,7 @@ class Whitening:
         """
         if len(kspace) != self.matrix.shape[1]:
             raise ScanError(f"the noise covariance has {self.matrix.shape[1]} coils, the k-space {len(kspace)}")
-        if self.source == "upstream":
+        if self.source in ("upstream", "not whitened"):
             return kspace
         flat = kspace.reshape(len(kspace), -1)
         return (self.matrix @ flat).reshape(len(self.matrix), *kspace.shape[1:])

@@ -174,19 +174,21 @@ class ScanSession:
     def _whitening(self, data: SliceData, complete: bool) -> Whitening | None:
         """Whitening of a slice; None where it is to be estimated and no slice is complete yet."""
         coils = len(data.kspace)
-        if self.recipe.whitening == "none":
-            return Whitening.identity(coils)
         if self._upstream:
             return Whitening.upstream(coils)
-        noise = self._sorter.noise.noise()
-        if noise is None and self.recipe.whitening == "scan":
-            return Whitening.identity(coils)
-        if noise is None:
-            # one estimate, from the first complete slice, for the whole scan: all images keep one scale
-            if self._estimated is None and complete:
-                self._estimated = estimate_noise(data)
-            noise = self._estimated
-        return None if noise is None else whitening_for(data, self.encoding, noise)
+        noise = None if self.recipe.whitening == "none" else self._sorter.noise.noise()
+        if noise is not None:
+            return whitening_for(data, self.encoding, noise)
+        if not METHODS[self.recipe.method].needs_noise:
+            return Whitening.identity(coils, None)
+        # one estimate, from the first complete slice, for the whole scan: all images keep one scale
+        if self._estimated is None:
+            if not complete:
+                return None
+            self._estimated = estimate_noise(data)
+        if self.recipe.whitening == "auto":
+            return whitening_for(data, self.encoding, self._estimated)
+        return Whitening.identity(coils, self._estimated)
 
     def _submit(self, data: SliceData, job: Callable[[], None]) -> None:
         size = data.kspace.nbytes + (data.acs.kspace.nbytes if data.acs is not None else 0)

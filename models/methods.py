@@ -20,7 +20,7 @@ class Method:
     run: Callable[..., Reconstruction]
     settings: type[Settings]
     needs_prior: bool = False
-    gives_std: bool = False
+    needs_noise: bool = True
 
     def needs_maps(self, settings: Settings) -> bool:
         """Whether the scan must come with coil maps."""
@@ -28,11 +28,11 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "zero-filled": Method(zero_filled, ZeroFilledSettings),
+    "zero-filled": Method(zero_filled, ZeroFilledSettings, needs_noise=False),
     "sense": Method(sense, SenseSettings),
     "l1-wavelet": Method(l1_wavelet, L1WaveletSettings),
     "tv": Method(tv, TVSettings),
-    "dds": Method(dds, DDSSettings, needs_prior=True, gives_std=True),
+    "dds": Method(dds, DDSSettings, needs_prior=True),
 }
 
 

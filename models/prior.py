@@ -16,6 +16,7 @@ from .unet import UNet
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 _FORMAT = "scanprior-edm-1"
+MAX_PIXELS = 1 << 20  # the network sees at most so many pixels at once: about 1 GB of activations
 
 
 class PriorError(ValueError):
@@ -73,8 +74,10 @@ class DiffusionPrior:
         flat = x.reshape(-1, *x.shape[-2:])
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(lead).reshape(-1)
         channels = torch.view_as_real(flat).movedim(-1, 1).float()
-        with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            clean = self.denoiser(channels, level)
+        at_once = max(1, MAX_PIXELS // (x.shape[-2] * x.shape[-1]))
+        with torch.no_grad(), torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            parts = zip(channels.split(at_once), level.split(at_once), strict=True)
+            clean = torch.cat([self.denoiser(part, sigma) for part, sigma in parts])
         return torch.view_as_complex(clean.float().movedim(1, -1).contiguous()).reshape(x.shape)
 
     def to(self, device: torch.device | str) -> DiffusionPrior:
@@ -97,8 +100,10 @@ def released_priors() -> list[str]:
     return sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors"))
 
 
-def load_prior(name: str, device: torch.device | str = "cpu") -> DiffusionPrior:
+def load_prior(name: str, device: torch.device | str = "cpu", autocast: torch.dtype | None = None) -> DiffusionPrior:
     """Load a released prior by name, or one's own by the path of its safetensors file.
+
+    `autocast` is None for float32, or the type that torch's autocast computes in.
 
     Raises
     ------
@@ -123,5 +128,6 @@ def load_prior(name: str, device: torch.device | str = "cpu") -> DiffusionPrior:
         raise PriorError(f"{path}: weights do not fit the network it describes: {error}") from error
     denoiser.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
     return DiffusionPrior(
-        denoiser, path.stem, description["sigma_min"], description["sigma_max"], description["network"]
-    )
+        denoiser, path.stem, description["sigma_min"], description["sigma_max"], description["network"],
+        autocast,
+    )  # fmt: skip

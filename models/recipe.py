@@ -63,6 +63,8 @@ class Recipe(_Section):
     whitening
         `auto`: noise scan, else estimated from the edges of k-space; `scan`: noise scan, else none; `none`;
         `upstream`: the data come whitened (NoiseAdjust).
+    precision
+        What the prior's network computes in. bfloat16 is faster on GPUs and on CPUs with AMX, slower on others.
     """
 
     name: str = ""
@@ -75,6 +77,7 @@ class Recipe(_Section):
     prior: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     outputs: Outputs = Outputs()
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
     @model_validator(mode="after")

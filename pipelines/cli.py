@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Annotated
+
 import typer
 
+from .cli_replay import recipes, replay
 from .cli_train import train
 
 app = typer.Typer(
@@ -12,12 +16,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(train)
+for command in (replay, recipes, train):
+    app.command()(command)
 
 
 @app.callback()
-def _keep_subcommands() -> None:
-    """Keep `scanprior COMMAND` even while there is one command."""
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to each scan.")] = False,
+) -> None:
+    """Options of every command."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
 
 
 def main() -> None:

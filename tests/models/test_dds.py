@@ -1,0 +1,126 @@
+"""DDS on a Gaussian prior, where everything is known in closed form."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scanprior.models.dds import DDSSettings, dds, intensity_scale, noise_levels
+from scanprior.models.forward import SenseModel
+from scanprior.models.scan import Scan
+from support import random_complex
+
+SD = 0.3
+
+
+class GaussianPrior:
+    """x0 ~ N(0, SD^2) in each real channel: D(x, s) = x SD^2 / (SD^2 + s^2)."""
+
+    name = "gaussian"
+    denoiser = SimpleNamespace(sigma_data=SD)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def denoise(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        self.calls += 1
+        return x * SD**2 / (SD**2 + sigma**2)
+
+
+def gaussian_scan(line_mask: bool = True, sigma: float = 0.1) -> tuple[Scan, torch.Tensor]:
+    maps = random_complex(4, 16, 18, seed=1)
+    maps = maps / maps.abs().square().sum(0, keepdim=True).sqrt()
+    image = random_complex(16, 18, seed=2) * SD * 2**0.5
+    mask = torch.rand(16, 1 if line_mask else 18, generator=torch.Generator().manual_seed(3)) < 0.5
+    model = SenseModel(maps, mask)
+    kspace = model(image) + sigma * random_complex(4, 16, 18, seed=4) * mask
+    return Scan(kspace, mask, maps, sigma), image
+
+
+def posterior_mean(scan: Scan, variance: float) -> torch.Tensor:
+    """Dense solution of (A^H A / s_y^2 + I / sd^2) x = A^H y / s_y^2, per real channel."""
+    assert scan.maps is not None
+    model = SenseModel(scan.maps.to(torch.complex128), scan.mask)
+    size = 16 * 18
+    basis = torch.eye(size, dtype=torch.complex128).reshape(size, 16, 18)
+    normal = torch.stack([model.normal(b) for b in basis]).reshape(size, size).T
+    data = scan.sigma**2 / 2
+    system = normal / data + torch.eye(size) / variance
+    return torch.linalg.solve(system, model.H(scan.kspace.to(torch.complex128)).reshape(-1) / data).reshape(16, 18)
+
+
+@pytest.mark.parametrize("line_mask", [True, False])
+def test_mean_is_the_analytic_posterior_mean(line_mask: bool) -> None:
+    scan, _ = gaussian_scan(line_mask)
+    settings = DDSSettings(
+        steps=40, samples=128, eta=1.0, sigma_start=3.0, sigma_end=0.003, cg_iterations=40, max_ratio=1e6
+    )
+    result = dds(scan, GaussianPrior(), settings)  # type: ignore[arg-type]
+    # the sampler works in units in which the image's bright pixels are 1: the prior's variance is in those
+    variance = (SD * result.info["scale"]) ** 2
+    wanted = posterior_mean(scan, variance)
+    error = (result.image - wanted).abs().square().mean().sqrt()
+    assert result.std is not None
+    # the mean of 128 samples has an error of std / 11 in each of two channels
+    assert float(error) < 2.0 * float(result.std.square().mean().sqrt()) / 11 + 0.01 * float(wanted.abs().mean())
+
+
+def test_more_data_less_spread() -> None:
+    scan, _ = gaussian_scan()
+    settings = DDSSettings(steps=20, samples=32, max_ratio=1e4, cg_iterations=20)
+    full = Scan(SenseModel(scan.maps, torch.ones(16, 1))(random_complex(16, 18)), torch.ones(16, 1) > 0, scan.maps, 0.1)
+    spread = [dds(s, GaussianPrior(), settings).std for s in (scan, full)]  # type: ignore[arg-type]
+    assert spread[0] is not None
+    assert spread[1] is not None
+    assert spread[1].mean() < 0.7 * spread[0].mean()
+
+
+def test_scaling_the_scan_scales_the_image() -> None:
+    scan, _ = gaussian_scan()
+    louder = Scan(scan.kspace * 1e-5, scan.mask, scan.maps, scan.sigma * 1e-5)
+    settings = DDSSettings(steps=5, samples=2, cg_iterations=3)
+    a, b = (dds(s, GaussianPrior(), settings).image for s in (scan, louder))  # type: ignore[arg-type]
+    torch.testing.assert_close(b * 1e5, a, rtol=1e-3, atol=1e-4)
+
+
+def test_seed_decides_and_nfe_is_counted() -> None:
+    scan, _ = gaussian_scan()
+    prior = GaussianPrior()
+    settings = DDSSettings(steps=7, samples=2)
+    first = dds(scan, prior, settings)  # type: ignore[arg-type]
+    assert prior.calls == first.info["nfe"] == 7
+    assert torch.equal(first.image, dds(scan, prior, settings).image)  # type: ignore[arg-type]
+    other = dds(scan, prior, settings.model_copy(update={"seed": 1}))  # type: ignore[arg-type]
+    assert not torch.equal(first.image, other.image)
+
+
+def test_soft_sense_and_batches_keep_shapes() -> None:
+    scan, _ = gaussian_scan()
+    assert scan.maps is not None
+    two = Scan(scan.kspace, scan.mask, torch.stack([scan.maps, scan.maps.flip(-1) * 0.1]), scan.sigma)
+    several = Scan(scan.kspace.expand(3, -1, -1, -1), scan.mask, scan.maps.expand(3, -1, -1, -1), scan.sigma)
+    settings = DDSSettings(steps=3, samples=2)
+    assert dds(two, GaussianPrior(), settings).image.shape == (16, 18)  # type: ignore[arg-type]
+    batch = dds(several, GaussianPrior(), settings)  # type: ignore[arg-type]
+    assert batch.image.shape == (3, 16, 18)
+    assert batch.std is not None
+    assert batch.std.shape == (3, 16, 18)
+
+
+def test_one_sample_has_no_std_and_no_signal_is_an_error() -> None:
+    scan, _ = gaussian_scan()
+    assert dds(scan, GaussianPrior(), DDSSettings(steps=2, samples=1)).std is None  # type: ignore[arg-type]
+    empty = Scan(torch.zeros_like(scan.kspace), scan.mask, scan.maps, scan.sigma)
+    with pytest.raises(ValueError, match="no signal"):
+        dds(empty, GaussianPrior(), DDSSettings(steps=2))  # type: ignore[arg-type]
+
+
+def test_levels_are_geometric_and_end_in_zero() -> None:
+    levels = noise_levels(1.0, 0.01, 3)
+    assert levels == pytest.approx([1.0, 0.1, 0.01, 0.0])
+
+
+def test_intensity_scale_is_the_percentile() -> None:
+    image = torch.arange(1, 1001, dtype=torch.float32).reshape(10, 100).to(torch.complex64)
+    assert intensity_scale(image) == pytest.approx(995.0)
