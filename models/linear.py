@@ -17,7 +17,7 @@ class ZeroFilledSettings(Settings):
 
     combine: Literal["auto", "rss", "maps"] = Field(
         "auto",
-        description="how coils are combined: root-sum-of-squares, with the maps, or with maps if the scan has them (auto)",
+        description="how coils are combined: root-sum-of-squares, with maps, or with maps if the scan has them (auto)",
     )
 
 
