@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from scanprior.gadgets import message_codec as codec
 from scanprior.gadgets.byte_source import Body, ByteSource, Limits, Readable
-from scanprior.gadgets.errors import PeerGone, PeerSilent, WireError
+from scanprior.gadgets.errors import PeerGone, PeerSilent, ScanError, WireError
 from scanprior.gadgets.mrd import (
     Acquisition,
     Close,
@@ -32,7 +32,7 @@ from scanprior.gadgets.mrd import (
     Waveform,
 )
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class MessageId(IntEnum):
@@ -234,7 +234,7 @@ class FrameWriter:
         self._stall_s = stall_s
         self._lock = threading.Lock()
         self._stream = stream
-        self._broken: WireError | None = None
+        self._broken: ScanError | None = None
         if isinstance(stream, socket.socket) and stream.family in (socket.AF_INET, socket.AF_INET6):
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -250,17 +250,27 @@ class FrameWriter:
         if sum(len(piece) for piece in pieces) <= self._JOIN:
             pieces = [memoryview(b"".join(pieces))]
         with self._lock:
-            if self._broken is not None:
-                raise self._broken
-            try:
-                for piece in pieces:
-                    self._write(piece)
-            except WireError as error:
-                self._broken = error
-                raise
-            except (OSError, ValueError) as error:  # ValueError: a file closed under us
-                self._broken = PeerGone(f"the peer does not take images any more: {error}")
-                raise self._broken from error
+            self._write_all(pieces)
+
+    def finish(self, *messages: Message | Frame) -> None:
+        """Like `send`, for the last time: afterwards `send` raises `ScanError`."""
+        raw = memoryview(to_bytes(*messages))
+        with self._lock:
+            self._write_all([raw])
+            self._broken = ScanError("the scan has ended: nothing more can be sent")
+
+    def _write_all(self, pieces: list[memoryview]) -> None:
+        if self._broken is not None:
+            raise self._broken
+        try:
+            for piece in pieces:
+                self._write(piece)
+        except WireError as error:
+            self._broken = error
+            raise
+        except (OSError, ValueError) as error:  # ValueError: a file closed under us
+            self._broken = PeerGone(f"the peer takes nothing any more: {error}")
+            raise self._broken from error
 
     def _write(self, view: memoryview) -> None:
         if isinstance(self._stream, socket.socket):
@@ -288,4 +298,4 @@ class FrameWriter:
                 )
             waited = time.monotonic() - start
             if waited > 5:
-                _log.warning("the peer took nothing for %.1f s", waited)
+                log.warning("the peer took nothing for %.1f s", waited)
