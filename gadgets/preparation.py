@@ -97,10 +97,12 @@ def prepare(
     if not lines.any():
         raise ScanError(f"{data.key} has only zeros in its {len(kz)} lines")
     width = _width(data, encoding)
-    lines = _cut(_combine(lines, whitening, compression), width)
+    lines = _combine(_cut(lines, width), whitening, compression)
     columns = _columns(data.readout, data.kspace.shape[-1], width)
+    if not columns.all():
+        lines[..., ~columns] = 0
     kspace = np.zeros((len(lines), *data.counts.shape, width), np.complex64)
-    kspace[:, kz, ky] = lines * columns
+    kspace[:, kz, ky] = lines
 
     sampled = data.counts > 0
     volume = encoding.volume
@@ -145,7 +147,7 @@ def prepare_acs(
     if block is None:
         return None
     width = _width(data, encoding)
-    block = _cut(_combine(block, whitening, compression), width)
+    block = _combine(_cut(block, width), whitening, compression)
     columns = _columns((start, stop), data.kspace.shape[-1], width)
     block = block * columns
     if encoding.volume:

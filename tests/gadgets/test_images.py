@@ -9,12 +9,10 @@ from acquisitions import acquisition, header_xml, recorded, smooth_object
 from defusedxml.ElementTree import fromstring
 from hypothesis import given
 from hypothesis import strategies as st
-
 from scanprior.gadgets.encoding import Encoding
 from scanprior.gadgets.fourier import crop_field_of_view, fft, ifft, interpolate, resize
 from scanprior.gadgets.images import assemble, fit_recon_matrix, make_images
 from scanprior.gadgets.meta import history, to_xml
-from scanprior.gadgets.noise import Whitening
 from scanprior.gadgets.preparation import Problem, prepare, whitening_for
 from scanprior.gadgets.slices import SliceData, SliceReady
 from scanprior.gadgets.sorting import Sorter
@@ -168,7 +166,7 @@ def test_wrong_shapes_and_values_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"the image of .* is \(160, 159\), expected \(160, 160\)"):
         make(image[:, 1:], None)
-    with pytest.raises(ValueError, match="standard deviation of .* not finite"):
+    with pytest.raises(ValueError, match=r"standard deviation of .* not finite"):
         make(image, np.full(image.shape, np.nan))
 
 

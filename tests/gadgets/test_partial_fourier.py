@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from acquisitions import acquisition, header_xml, smooth_object
-
 from scanprior.gadgets.encoding import Encoding
 from scanprior.gadgets.errors import ScanError
 from scanprior.gadgets.fourier import fft, ifft

@@ -7,7 +7,6 @@ import pytest
 from acquisitions import BOTH, acquisition, header_xml, recorded, smooth_object, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from scanprior.gadgets.compression import Compression
 from scanprior.gadgets.encoding import Encoding
 from scanprior.gadgets.errors import ScanError

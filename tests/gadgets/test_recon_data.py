@@ -15,8 +15,6 @@ import pytest
 from acquisitions import read_file
 from gadgetron.types.acquisition_bucket import read_acquisition_bucket
 from gadgetron.types.recon_data import read_recon_data
-from support import data_dir
-
 from scanprior.gadgets.encoding import Encoding
 from scanprior.gadgets.errors import ScanError
 from scanprior.gadgets.fourier import crop_field_of_view
@@ -24,6 +22,7 @@ from scanprior.gadgets.mrd import ACQUISITION_HEADER, Acquisition
 from scanprior.gadgets.recon_data import acquisitions_from_bucket, slices_from_recon
 from scanprior.gadgets.slices import Key, SliceData, SliceReady
 from scanprior.gadgets.sorting import Sorter
+from support import data_dir
 
 # gadgetron-python packs ctypes headers into an object array, which numpy comments on
 pytestmark = pytest.mark.filterwarnings("ignore:A builtin ctypes object:RuntimeWarning")
@@ -141,8 +140,8 @@ def test_contradictions_are_named() -> None:
         list(slices_from_recon(SimpleNamespace(data=data.data[:60], headers=data.headers), None, encoding))
     with pytest.raises(ScanError, match="6 axes, expected 7"):
         list(slices_from_recon(SimpleNamespace(data=data.data[..., 0], headers=data.headers), None, encoding))
+    short = SimpleNamespace(data=reference.data[:, :, :, :3], headers=reference.headers)
     with pytest.raises(ScanError, match="have 4 channels, their reference 3"):
-        short = SimpleNamespace(data=reference.data[:, :, :, :3], headers=reference.headers)
         list(slices_from_recon(data, short, encoding))
     spoiled = data.data.copy()
     spoiled[3, 4] = np.nan
