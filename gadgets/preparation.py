@@ -119,6 +119,8 @@ def prepare(
     acs = prepare_acs(data, encoding, whitening, compression)
     # the noise of a mean of n readouts is 1 / n of the power of one
     sigma = whitening.sigma * float(np.sqrt(np.mean(1.0 / data.counts[kz, ky])))
+    if volume:  # a transform of readouts that are zero in part spreads the noise of the rest over all of x
+        sigma *= float(np.sqrt(columns.mean()))
     notes: dict[str, Any] = {
         "noise": whitening.source,
         "averages": int(data.counts.max()),
