@@ -41,9 +41,27 @@ def crop_field_of_view(kspace: np.ndarray, size: int, axis: int = -1) -> np.ndar
 
     Orthonormal on both sides, so that the noise of a sample stays what it is.
     """
-    if kspace.shape[axis] == size:
+    full = kspace.shape[axis]
+    if full == size:
         return kspace
+    if axis in (-1, kspace.ndim - 1) and full % 2 == size % 2 == 0 and size < full:
+        return _crop_last(kspace, size)
     return fft(resize(ifft(kspace, axis), axis, size), axis)
+
+
+def _crop_last(kspace: np.ndarray, size: int) -> np.ndarray:
+    """`crop_field_of_view` along the last axis for even sizes.
+
+    Without shifts, pixels come in the order [right half, left half] times (-1)^n, which is just what puts the DC of the
+    transform back into the middle: four passes over the data less. One coil at a time stays in the cache.
+    """
+    half = size // 2
+    cropped = np.empty((*kspace.shape[:-1], size), kspace.dtype)
+    for source, target in zip(kspace, cropped, strict=True) if kspace.ndim > 1 else [(kspace, cropped)]:
+        image = sfft.ifft(source, norm="ortho")
+        kept = np.concatenate([image[..., :half], image[..., -half:]], -1)
+        target[...] = sfft.fft(kept, norm="ortho", overwrite_x=True)
+    return cropped
 
 
 def interpolate(image: np.ndarray, size: int, axis: int) -> np.ndarray:

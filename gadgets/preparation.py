@@ -97,10 +97,12 @@ def prepare(
     if not lines.any():
         raise ScanError(f"{data.key} has only zeros in its {len(kz)} lines")
     width = _width(data, encoding)
-    lines = _cut(_combine(lines, whitening, compression), width)
+    lines = _combine(_cut(lines, width), whitening, compression)
     columns = _columns(data.readout, data.kspace.shape[-1], width)
+    if not columns.all():
+        lines[..., ~columns] = 0
     kspace = np.zeros((len(lines), *data.counts.shape, width), np.complex64)
-    kspace[:, kz, ky] = lines * columns
+    kspace[:, kz, ky] = lines
 
     sampled = data.counts > 0
     volume = encoding.volume
@@ -117,6 +119,8 @@ def prepare(
     acs = prepare_acs(data, encoding, whitening, compression)
     # the noise of a mean of n readouts is 1 / n of the power of one
     sigma = whitening.sigma * float(np.sqrt(np.mean(1.0 / data.counts[kz, ky])))
+    if volume:  # a transform of readouts that are zero in part spreads the noise of the rest over all of x
+        sigma *= float(np.sqrt(columns.mean()))
     notes: dict[str, Any] = {
         "noise": whitening.source,
         "averages": int(data.counts.max()),
@@ -145,7 +149,7 @@ def prepare_acs(
     if block is None:
         return None
     width = _width(data, encoding)
-    block = _cut(_combine(block, whitening, compression), width)
+    block = _combine(_cut(block, width), whitening, compression)
     columns = _columns((start, stop), data.kspace.shape[-1], width)
     block = block * columns
     if encoding.volume:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+from scanprior.gadgets.collecting import Line, Reference, Slot
 from scanprior.gadgets.encoding import Encoding
 from scanprior.gadgets.errors import ScanError
 from scanprior.gadgets.mrd import Acquisition
 from scanprior.gadgets.noise import NoiseScan
-from scanprior.gadgets.readout import Readout, matrix_width, read
+from scanprior.gadgets.readout import matrix_width, read
 from scanprior.gadgets.slices import Acs, AcsReady, Event, Key, SliceData, SliceReady
 
 log = logging.getLogger(__name__)
@@ -33,124 +34,7 @@ LEFT_OUT = {  # lines that are not part of the image
 }
 LEFT_OUT_BITS = sum(LEFT_OUT)
 FEEDBACK = (1 << 25) | (1 << 27)
-MIN_EARLY_ACS = 12  # a smaller block around the centre may still be growing
 DEFAULT_BUDGET = 4 << 30
-
-Coordinates = tuple[int, int]  # (kz, ky) in the encoded matrix
-
-
-class _Line(NamedTuple):
-    """A readout, checked and placed."""
-
-    key: Key
-    at: Coordinates
-    average: int
-    samples: np.ndarray
-    readout: Readout
-    head: np.void
-    calibration: bool
-
-
-class _Block:
-    """Bounding box of distinct lines, and how many there are."""
-
-    def __init__(self, center: Coordinates) -> None:
-        self.center = center
-        self.lines = 0
-        self.low, self.high = (2**31, 2**31), (-1, -1)
-
-    def add(self, at: Coordinates) -> None:
-        self.lines += 1
-        self.low = (min(self.low[0], at[0]), min(self.low[1], at[1]))
-        self.high = (max(self.high[0], at[0]), max(self.high[1], at[1]))
-
-    def centred(self) -> bool:
-        """Whether the lines fill the box, and it is large and lies around the centre within one line."""
-        sides = [high - low + 1 for low, high in zip(self.low, self.high, strict=True)]
-        if not self.lines or self.lines != sides[0] * sides[1]:
-            return False
-        for side, low, high, center in zip(sides, self.low, self.high, self.center, strict=True):
-            flat = center == 0  # not encoded along this axis
-            if not flat and (side < MIN_EARLY_ACS or abs((center - low) - (high - center + 1)) > 1):
-                return False
-        return True
-
-
-class _Slot:
-    """An image whose lines are coming in."""
-
-    def __init__(self, line: _Line, width: int, encoding: Encoding) -> None:
-        size_y, size_z = encoding.encoded.matrix[1:]
-        self.kspace = np.zeros((len(line.samples), size_z, size_y, width), np.complex64)
-        self.counts = np.zeros((size_z, size_y), np.uint16)
-        self.flagged = np.zeros((size_z, size_y), bool)
-        self.columns = line.readout.place(width)
-        self.first_readout = line.readout
-        self.center = (size_z // 2, size_y // 2)
-        self.head, self.rank = line.head, (2**31, 0, 0, 0)
-        self.stamps: list[int] = []
-        self.averages: set[int] = set()
-        self.ended: set[int] = set()
-        self.block = _Block(self.center)
-        self.announced = False
-
-    def add(self, line: _Line) -> None:
-        (kz, ky), average = line.at, line.average
-        self.kspace[:, kz, ky, slice(*self.columns)] += line.samples
-        self.counts[kz, ky] += 1
-        self.averages.add(average)
-        # the order of arrival must not matter: ties go to the lower line, then to the lower average
-        rank = (abs(kz - self.center[0]) + abs(ky - self.center[1]), kz, ky, average)
-        if rank < self.rank:
-            self.head, self.rank = line.head, rank
-        stamp = int(line.head["acquisition_time_stamp"])
-        self.stamps = [min(stamp, *self.stamps[:1]), max(stamp, *self.stamps[1:])] if self.stamps else [stamp, stamp]
-        if line.calibration and not self.flagged[kz, ky]:
-            self.flagged[kz, ky] = True
-            self.block.add(line.at)
-
-    def acs(self) -> Acs | None:
-        """Copy of the calibration lines so far."""
-        if not self.block.lines:
-            return None
-        (low_z, low_y), (high_z, high_y) = self.block.low, self.block.high
-        box = (slice(low_z, high_z + 1), slice(low_y, high_y + 1))
-        mask = self.flagged[box]
-        weight = mask / np.maximum(self.counts[box], 1).astype(np.float32)
-        kspace = self.kspace[(slice(None), *box)] * weight[None, :, :, None].astype(np.float32)
-        return Acs(kspace, mask.copy(), (low_z, low_y), self.columns)
-
-
-class _Reference:
-    """Calibration lines that are not part of the image. Their readout may be shorter than that of the image."""
-
-    def __init__(self, line: _Line, center: Coordinates) -> None:
-        self.readout = line.readout
-        self.block = _Block(center)
-        self.separate = False  # whether lines came that the image does not have
-        self.lines: dict[Coordinates, tuple[np.ndarray, int]] = {}
-        self.announced = False
-
-    def add(self, line: _Line) -> None:
-        old = self.lines.get(line.at)
-        if old is None:
-            self.lines[line.at] = (line.samples.astype(np.complex64), 1)
-            self.block.add(line.at)
-        else:
-            self.lines[line.at] = (old[0] + line.samples, old[1] + 1)
-
-    def acs(self, width: int) -> Acs:
-        origin = self.block.low
-        size = (self.block.high[0] - origin[0] + 1, self.block.high[1] - origin[1] + 1)
-        columns = self.readout.place(width)
-        coils = len(next(iter(self.lines.values()))[0])
-        kspace = np.zeros((coils, *size, width), np.complex64)
-        mask = np.zeros(size, bool)
-        for (kz, ky), (samples, count) in self.lines.items():
-            kspace[:, kz - origin[0], ky - origin[1], slice(*columns)] = samples / np.float32(count)
-            mask[kz - origin[0], ky - origin[1]] = True
-        return Acs(kspace, mask, origin, columns)
-
 
 class Sorter:
     """Turns a stream of acquisitions into slices.
@@ -174,7 +58,7 @@ class Sorter:
     noise
         The noise readouts so far.
     left_out
-        Readouts that were left out, counted by reason.
+        Readouts that were left out, counted by reason. Those that were refused count as "refused".
     """
 
     def __init__(self, encoding: Encoding, *, max_bytes: int = DEFAULT_BUDGET) -> None:
@@ -184,8 +68,8 @@ class Sorter:
         self.left_out: Counter[str] = Counter()
         self._channels = encoding.receiver_channels
         self._width: int | None = None
-        self._slots: dict[Key, _Slot] = {}
-        self._references: dict[Key, _Reference] = {}
+        self._slots: dict[Key, Slot] = {}
+        self._references: dict[Key, Reference] = {}
         self._done: set[Key] = set()
         self._acs: dict[int, tuple[Key, Acs]] = {}  # the latest of each slice
         self._acs_lines: dict[int, int] = {}
@@ -211,6 +95,13 @@ class Sorter:
             The readout contradicts the header or the readouts before it. It is not taken; all before it are kept,
             and the next can be added.
         """
+        try:
+            return self._add(acquisition)
+        except ScanError:
+            self.left_out["refused"] += 1
+            raise
+
+    def _add(self, acquisition: Acquisition) -> list[Event]:
         flags = int(acquisition.head["flags"])
         if flags & NOISE:
             self._check_data(acquisition, acquisition.head)
@@ -250,7 +141,7 @@ class Sorter:
     def _key(self, idx: np.void) -> Key:
         return Key(int(idx["slice"]), int(idx["contrast"]), int(idx["phase"]), int(idx["repetition"]), int(idx["set"]))
 
-    def _line(self, acquisition: Acquisition, flags: int) -> _Line:
+    def _line(self, acquisition: Acquisition, flags: int) -> Line:
         head, idx = acquisition.head, acquisition.head["idx"]
         self._check_data(acquisition, head)
         if int(head["encoding_space_ref"]) != 0:
@@ -272,7 +163,7 @@ class Sorter:
         except ScanError as error:
             raise ScanError(f"{_where(head)}: {error}") from None
         at = (self.encoding.position(2, step_2), self.encoding.position(1, step_1))
-        return _Line(key, at, average, readout.samples(acquisition.data), readout, head, bool(flags & both))
+        return Line(key, at, average, readout.samples(acquisition.data), readout, head, bool(flags & both))
 
     def _check_data(self, acquisition: Acquisition, head: np.void) -> None:
         expected = (int(head["active_channels"]), int(head["number_of_samples"]))
@@ -305,11 +196,11 @@ class Sorter:
             )
         self._bytes += size
 
-    def _add_reference(self, line: _Line, only: bool) -> None:
+    def _add_reference(self, line: Line, only: bool) -> None:
         reference = self._references.get(line.key)
         if reference is None:
             size_y, size_z = self.encoding.encoded.matrix[1:]
-            reference = _Reference(line, (size_z // 2, size_y // 2))
+            reference = Reference(line, (size_z // 2, size_y // 2))
         _place(line, self._width or self.encoding.encoded.matrix[0])
         if reference.readout != line.readout:
             raise ScanError(
@@ -322,7 +213,7 @@ class Sorter:
         reference.separate |= only and self.encoding.calibration in ("separate", "external")
         self._references[line.key] = reference
 
-    def _add_line(self, line: _Line) -> list[Event]:
+    def _add_line(self, line: Line) -> list[Event]:
         if line.key in self._done:
             self.left_out["after the end of their slice"] += 1
             self._warn(f"{line.key} was complete, but more lines of it come: left out")
@@ -333,7 +224,7 @@ class Sorter:
             _place(line, width)  # an unfit line must not take memory
             points = self.encoding.encoded.matrix[1] * self.encoding.encoded.matrix[2]
             self._claim(len(line.samples) * points * width * 8, f"{line.key}")
-            slot = self._slots[line.key] = _Slot(line, width, self.encoding)
+            slot = self._slots[line.key] = Slot(line, width, self.encoding)
             self._width = width
         if _place(line, width) != slot.columns or line.readout.length != slot.first_readout.length:
             raise ScanError(
@@ -353,7 +244,7 @@ class Sorter:
     def _expected(self, key: Key) -> int | None:
         return self._acs_lines.get(key.slice, self._expected_acs)
 
-    def _early_acs(self, line: _Line, slot: _Slot) -> list[Event]:
+    def _early_acs(self, line: Line, slot: Slot) -> list[Event]:
         """Calibration lines that are complete because another kind of line follows."""
         if self._embedded:
             if slot.announced or line.calibration or not slot.block.centred():
@@ -368,14 +259,14 @@ class Sorter:
                 return self._announce(line.key, slot, self._reference_acs(reference, slot))
         return []
 
-    def _reference_acs(self, reference: _Reference, slot: _Slot) -> Acs | None:
+    def _reference_acs(self, reference: Reference, slot: Slot) -> Acs | None:
         try:
             return reference.acs(slot.kspace.shape[-1])
         except ScanError as error:  # oversampling was removed from the image, but not from these
             self._warn(f"the calibration lines do not fit the image and are left out: {error}")
             return None
 
-    def _announce(self, key: Key, slot: _Slot, acs: Acs | None) -> list[Event]:
+    def _announce(self, key: Key, slot: Slot, acs: Acs | None) -> list[Event]:
         slot.announced = True
         if acs is None:
             return []
@@ -420,7 +311,7 @@ class Sorter:
             return [key] if key in self._slots else []
         return [other for other in self._slots if (other.slice, other.repetition) == (key.slice, key.repetition)]
 
-    def _all_averages(self, slot: _Slot, average: int) -> bool:
+    def _all_averages(self, slot: Slot, average: int) -> bool:
         """Whether the end that came with `average` is the end of the last average: LAST_IN_SLICE may come with each."""
         announced = set(range(self.encoding.averages))
         if not announced <= slot.averages:
@@ -452,12 +343,17 @@ class Sorter:
             slot.kspace[:, repeated] /= slot.counts[repeated].astype(np.float32)[None, :, None]
         data = SliceData(
             key, slot.kspace, slot.counts, slot.columns, acs, acs_key, slot.head, (slot.stamps[0], slot.stamps[1]),
-            float(slot.head["sample_time_us"]), int(slot.counts.sum()),
+            float(slot.head["sample_time_us"]), int(slot.counts.sum()), self._notes(),
         )  # fmt: skip
         return [SliceReady(key, data)]
 
+    def _notes(self) -> dict[str, Any]:
+        """What was left out of the scan so far, for the image's history."""
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
+        return {"readouts_left_out": told} if told else {}
 
-def _place(line: _Line, width: int) -> tuple[int, int]:
+
+def _place(line: Line, width: int) -> tuple[int, int]:
     try:
         return line.readout.place(width)
     except ScanError as error:

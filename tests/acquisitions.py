@@ -7,10 +7,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from support import data_dir
-
 from scanprior.gadgets.encoding import Encoding
 from scanprior.gadgets.mrd import ACQUISITION_HEADER, Acquisition
+from support import data_dir
 
 FIRST_IN_SLICE, LAST_IN_SLICE, LAST_IN_REPETITION, NOISE, CALIBRATION, BOTH, REVERSE, LAST = (
     7, 8, 14, 19, 20, 21, 22, 25,
@@ -127,7 +126,9 @@ def acquisition(
     return Acquisition(head, np.ascontiguousarray(data, np.complex64))
 
 
-def noise_readouts(covariance: np.ndarray, readouts: int, samples: int, seed: int, dwell: float = 5.0) -> list[Acquisition]:
+def noise_readouts(
+    covariance: np.ndarray, readouts: int, samples: int, seed: int, dwell: float = 5.0
+) -> list[Acquisition]:
     """Noise readouts with E[n n^H] = covariance."""
     generator = np.random.default_rng(seed)
     shape = (len(covariance), readouts * samples)

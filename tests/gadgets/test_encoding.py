@@ -6,10 +6,9 @@ import pytest
 from acquisitions import header_xml, read_file, recorded
 from hypothesis import given
 from hypothesis import strategies as st
-from support import data_dir
-
 from scanprior.gadgets.encoding import Encoding
 from scanprior.gadgets.errors import HeaderError
+from support import data_dir
 
 
 def test_recorded_multislice_header() -> None:
@@ -49,7 +48,7 @@ def test_other_trajectories_are_refused(trajectory: str) -> None:
 def test_second_encoding_is_refused() -> None:
     xml = header_xml()
     start, stop = xml.index("<encoding>"), xml.index("</encoding>") + len("</encoding>")
-    with pytest.raises(HeaderError, match="2 encoding spaces; supported: .* one encoding space"):
+    with pytest.raises(HeaderError, match=r"2 encoding spaces; supported: .* one encoding space"):
         Encoding.from_header(xml[:stop] + xml[start:stop] + xml[stop:])
 
 
@@ -88,7 +87,8 @@ def test_entities_are_not_expanded() -> None:
 
 
 def test_waveform_information_without_user_parameters_is_read() -> None:
-    waveform = "<waveformInformation><waveformName>ECG</waveformName><waveformType>ecg</waveformType></waveformInformation>"
+    waveform = "<waveformName>ECG</waveformName><waveformType>ecg</waveformType>"
+    waveform = f"<waveformInformation>{waveform}</waveformInformation>"
     assert Encoding.from_header(header_xml(extra=waveform)).encoded.matrix == (32, 24, 1)
 
 

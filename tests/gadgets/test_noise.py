@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from acquisitions import NOISE, acquisition, header_xml, noise_readouts, recorded, smooth_object, truth
-
 from scanprior.gadgets.encoding import Encoding
 from scanprior.gadgets.errors import ScanError
 from scanprior.gadgets.fourier import fft
@@ -140,7 +139,7 @@ def test_corrupt_noise_scans_are_named() -> None:
     scan.add(acquisition(np.zeros((COILS, 64)), 0, NOISE))
     with pytest.raises(ScanError, match=r"noise scan is corrupt: all samples of its 1 readouts are zero"):
         scan.noise()
-    with pytest.raises(ScanError, match="dwell time of 10.0 us, those before it 5.0 us"):
+    with pytest.raises(ScanError, match=r"dwell time of 10\.0 us, those before it 5\.0 us"):
         scan.add(acquisition(np.ones((COILS, 64)), 0, NOISE, dwell=10.0))
     with pytest.raises(ScanError, match="3 channels, those before it 4"):
         scan.add(acquisition(np.ones((3, 64)), 0, NOISE))

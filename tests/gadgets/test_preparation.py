@@ -7,7 +7,6 @@ import pytest
 from acquisitions import BOTH, acquisition, header_xml, recorded, smooth_object, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from scanprior.gadgets.compression import Compression
 from scanprior.gadgets.encoding import Encoding
 from scanprior.gadgets.errors import ScanError
@@ -216,6 +215,19 @@ def test_averages_lower_the_noise() -> None:
     assert problem.sigma == pytest.approx(np.sqrt(2) / 2)
     assert np.mean(np.abs(problem.kspace) ** 2) == pytest.approx(problem.sigma**2, rel=0.05)
     assert problem.notes["averages"] == 4
+
+
+def test_sigma_of_a_volume_with_asymmetric_echo() -> None:
+    generator = np.random.default_rng(0)
+    encoding = Encoding.from_header(header_xml((32, 24, 16)))
+    target = Sorter(encoding)
+    for kz in range(16):
+        for ky in range(24):
+            noise = generator.standard_normal((2, 4, 24))
+            target.add(acquisition(noise[0] + 1j * noise[1], ky, center=8, kspace_encode_step_2=kz))
+    problem = prepare(target.flush()[0].slice_data, encoding, Whitening.upstream(4))
+    assert problem.sigma**2 == pytest.approx(2 * 24 / 32)
+    assert np.mean(np.abs(problem.kspace) ** 2) == pytest.approx(problem.sigma**2, rel=0.03)
 
 
 def test_fully_sampled_scan_without_flags_has_a_centre_to_calibrate_on() -> None:

@@ -19,7 +19,6 @@ from acquisitions import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from scanprior.gadgets.encoding import Encoding
 from scanprior.gadgets.errors import ScanError
 from scanprior.gadgets.mrd import Acquisition
@@ -155,7 +154,9 @@ def test_any_order_of_lines_gives_the_same_slice(order: list[int], other: list[i
 def test_averages_are_averaged_and_waited_for(inner: bool) -> None:
     target = sorter(limits={"average": (0, 1, 0)}, calibration="other")
     samples = [lines(0), lines(1)]
-    order = [(n, a) for n in range(SIZE_Y) for a in (0, 1)] if inner else [(n, a) for a in (0, 1) for n in range(SIZE_Y)]
+    order = [(number, average) for average in (0, 1) for number in range(SIZE_Y)]
+    if inner:
+        order.sort()
     scan = []
     for number, average in order:
         flags = (LAST_IN_SLICE,) if number == SIZE_Y - 1 else ()  # once per average
@@ -196,7 +197,7 @@ def test_last_in_repetition_closes_all_slices_of_that_repetition_only() -> None:
         for repetition in (0, 1):
             target.add(acquisition(row, 3, slice=number, repetition=repetition))
     events = target.add(acquisition(row, 4, LAST_IN_REPETITION, slice=1, repetition=0))
-    assert sorted(event.key[:1] + (event.key.repetition,) for event in events) == [(0, 0), (1, 0)]
+    assert sorted((event.key.slice, event.key.repetition) for event in events) == [(0, 0), (1, 0)]
     assert sorted(event.key.repetition for event in target.flush()) == [1, 1]
 
 
@@ -353,6 +354,7 @@ def test_a_bad_line_is_refused_and_the_rest_kept(kind: str, message: str, first:
         target.add(bad(kind))
     feed(target, after)
     data = target.flush()[0].slice_data
+    assert data.notes == {"readouts_left_out": "1 refused"}
     assert (data.counts == 1).all()
     assert np.array_equal(data.kspace[:, 0], lines().transpose(1, 0, 2))
 
