@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import ismrmrd
@@ -249,7 +250,7 @@ def test_random_points_in_3d(tmp_path: Path) -> None:
 
 def test_dataset_reads_header_acquisitions_and_waveforms(tmp_path: Path) -> None:
     scan = simulate(tmp_path / "ecg.h5", **SMALL, waveforms=True)
-    with ismrmrd.Dataset(str(scan.path), create_if_needed=False) as dataset:
+    with closing(ismrmrd.Dataset(str(scan.path), create_if_needed=False)) as dataset:
         text = dataset.read_xml_header()
         header = xsd.CreateFromDocument(text)  # fails on what the schema does not know, and on what it misses
         assert dataset.number_of_acquisitions() == scan.acquisitions
