@@ -12,6 +12,9 @@ _GRID = 48
 _SEGMENTS = 40
 """Straight pieces that make a loop."""
 
+_RING = 1.45
+"""Distance of the loops' centres from the axis of the head, in units of half the field of view."""
+
 
 def _loops(coils: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Loops in rings of about eight: centres (coil, 3) and two unit vectors of each loop's plane, axes z, y, x."""
@@ -22,7 +25,7 @@ def _loops(coils: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
         height = 0.0 if rings == 1 else -0.6 + 1.2 * ring / (rings - 1)
         for i in range(count):
             angle = 2 * np.pi * (i + 0.5 * (ring % 2)) / count + rng.normal(0, 0.05)
-            radius = 1.65 + rng.normal(0, 0.03)
+            radius = _RING + rng.normal(0, 0.03)
             centres.append((height + rng.normal(0, 0.03), radius * np.sin(angle), radius * np.cos(angle)))
     centre = np.array(centres)
     towards = -centre * np.array([0.3, 1.0, 1.0])  # each loop faces the axis of the head, tilted a little to its middle
@@ -77,7 +80,7 @@ def coil_maps(size: int | tuple[int, int], coils: int, z: np.ndarray | float = 0
     phases = np.exp(2j * np.pi * rng.random(coils))
     heights = np.atleast_1d(np.asarray(z, dtype=np.float64))
     # neighbours overlap a little, as in real arrays: the radius follows from how many share the ring
-    radius = float(np.clip(1.2 * np.pi * 1.65 / min(coils, 8), 0.45, 0.75))
+    radius = float(np.clip(1.2 * np.pi * _RING / min(coils, 8), 0.45, 0.75))
 
     grid = np.linspace(-1.02, 1.02, _GRID)
     to_grid = (_GRID - 1) / 2.04

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from xsdata.formats.dataclass.serializers import XmlSerializer
+from xsdata.formats.dataclass.serializers.config import SerializerConfig
 
 # importing ismrmrd resets the warnings filter of the process; put it back
 with warnings.catch_warnings():
@@ -131,8 +133,9 @@ def header_xml(protocol: Protocol) -> bytes:
                 userParameters=xsd.userParametersType(),
             )
         )
-    text = xsd.ToXML(header)
-    return text.encode("ascii") if isinstance(text, str) else text
+    # not ismrmrd's ToXML: that of ismrmrd 1.14.0, which Gadgetron 4.7 has, fails with the xsdata beside it
+    serializer = XmlSerializer(config=SerializerConfig(encoding="ascii"))
+    return serializer.render(header, ns_map={None: "http://www.ismrm.org/ISMRMRD"}).encode("ascii")
 
 
 def orientation(tilt: float) -> np.ndarray:
