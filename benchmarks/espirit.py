@@ -65,7 +65,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, sigpy {sigpy.__version__}, {options.threads} thread(s)\n")
     print(
-        "| matrix | ACS lines | ours [s] | sigpy [s] | ratio | median angle [deg] | largest angle [deg] | same support [%] |"
+        "| matrix | ACS lines | ours [s] | sigpy [s] | ratio | median angle [deg] | largest angle [deg] "
+        "| same support [%] |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for coils in options.coils:

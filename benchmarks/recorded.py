@@ -7,8 +7,8 @@ coil sensitivities. The truths of the semi-real scans are known with their C, so
 is compared: a smooth field that comes from the simulation's coils and the noise scan, never from the image. Nothing is
 fitted to the truth, for no method. PSNR, SSIM and NMSE: magnitude, data range = maximum of the truth.
 
-The weights of L1-wavelet and TV are the best of a grid by PSNR against the truth: an advantage that no scanner has, given
-to the baselines. DDS runs as the shipped recipe says.
+The weights of L1-wavelet and TV are the best of a grid by PSNR against the truth: an advantage that no scanner has,
+given to the baselines. DDS runs as the shipped recipe says.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def variants(name: str) -> Iterator[tuple[str, Recipe]]:
         default = recipe.method_settings.lam  # type: ignore[attr-defined]
         for factor in WEIGHTS[name]:
             settings = recipe.settings | {"lam": default * factor}
-            yield f"{name} (lam {default * factor:.3g})", recipe_from(recipe.model_dump() | {"settings": settings}, name)
+            data = recipe.model_dump() | {"settings": settings}
+            yield f"{name} (lam {default * factor:.3g})", recipe_from(data, name)
     else:
         yield name, recipe
 
@@ -129,12 +130,13 @@ def run(label: str, recipe: Recipe, scan: Path, truth: Truth, threads: int) -> R
         at = int(image.head["repetition"]), int(image.head["slice"])
         target = found if int(image.head["image_series_index"]) == 1 else std
         target[at] = image.data[0, 0] / truth.field[at[1]]
-    scores = np.array(
-        [[(f(a, b)) for f in (psnr, ssim, nmse)] for r, w in zip(found, truth.images, strict=True) for a, b in zip(r, w, strict=True)]
-    )
+    size = found.shape[-2:]
+    pairs = zip(found.reshape(-1, *size), truth.images.reshape(-1, *size), strict=True)
+    scores = np.array([[measure(a, b) for measure in (psnr, ssim, nmse)] for a, b in pairs])
     first = report["images"][0]
     has_std = any(int(image.head["image_series_index"]) == 2 for image in images)
-    return Result(label, found, std if has_std else None, scores, seconds, int(first.get("nfe", 0)), first["effective_r"])
+    nfe = int(first.get("nfe", 0))
+    return Result(label, found, std if has_std else None, scores, seconds, nfe, first["effective_r"])
 
 
 def table(results: list[Result]) -> list[str]:
@@ -143,7 +145,8 @@ def table(results: list[Result]) -> list[str]:
     for r in results:
         mean, spread = r.scores.mean(0), r.scores.std(0)
         several = len(r.scores) > 1
-        cells = [f"{m:.{d}f}" + (f" ± {s:.{d}f}" if several else "") for m, s, d in zip(mean, spread, (2, 4, 5), strict=True)]
+        figures = zip(mean, spread, (2, 4, 5), strict=True)
+        cells = [f"{m:.{d}f}" + (f" ± {s:.{d}f}" if several else "") for m, s, d in figures]
         per_image = r.seconds / len(r.scores)
         lines.append(f"| {r.name} | {' | '.join(cells)} | {r.nfe or '-'} | {per_image:.1f} | {r.effective_r:.2f} |")
     return lines
@@ -158,7 +161,8 @@ def best_of_each(scan: Path, truth: Truth, threads: int) -> tuple[list[Result], 
         print(f"{scan.name}: {best.name} {best.scores[:, 0].mean():.2f} dB", flush=True)
         chosen.append(best)
         if len(tried) > 1:
-            grid.append(f"{name}: " + ", ".join(f"{t.name.split('(')[1][:-1]} {t.scores[:, 0].mean():.2f} dB" for t in tried))
+            told = [f"{t.name.split('(')[1][:-1]} {t.scores[:, 0].mean():.2f} dB" for t in tried]
+            grid.append(f"{name}: {', '.join(told)}")
     return chosen, grid
 
 
@@ -214,7 +218,7 @@ def picture(path: Path, results: list[Result], truth: Truth, at: tuple[int, int]
 
 
 def gre_figure(scan: Path) -> float:
-    """nrmse of the zero-filled recipe against the manifest's rule: centred orthonormal inverse FFT, root sum of squares."""
+    """nrmse of the zero-filled recipe against the manifest's rule: centred orthonormal inverse FFT, rss over coils."""
     engine = Engine("zero-filled")
     images, _ = replay(scan, engine, None)
     engine.close()
@@ -241,7 +245,8 @@ def plain_pictures(scan: Path, recipes: tuple[str, ...], path: Path) -> list[str
         engine.close()
         shown += [(name if int(i.head["image_series_index"]) == 1 else name + " std", i) for i in images]
         first = report["images"][0]
-        lines.append(f"{name}: noise {first['noise']}, effective R {first['effective_r']:.2f}, {report['seconds']:.1f} s")
+        r, seconds = first["effective_r"], report["seconds"]
+        lines.append(f"{name}: noise {first['noise']}, effective R {r:.2f}, {seconds:.1f} s")
     figure = Figure(figsize=(3 * len(shown), 3.6), dpi=110)
     for axis, (name, image) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
         data = flat(image)
@@ -262,16 +267,19 @@ def main() -> None:
     arguments = parser.parse_args()
     recorded, out = arguments.data / "recorded", arguments.out
     lines = [
-        "# Recorded scans", "", f"Made by `{COMMAND}` on {arguments.threads} threads of {platform.machine()}, torch {torch.__version__}.", "",
+        "# Recorded scans", "",
+        f"Made by `{COMMAND}` on {arguments.threads} threads of {platform.machine()}, torch {torch.__version__}.", "",
         *(__doc__ or "").split("\n\n", 2)[2].strip().splitlines(), "",
     ]  # fmt: skip
-    lines += ["## siemens_gre_phantom", "", f"`zero-filled` against the manifest's rule: nrmse {gre_figure(recorded / 'siemens_gre_phantom.h5'):.1e}.", ""]
+    nrmse = gre_figure(recorded / "siemens_gre_phantom.h5")
+    lines += ["## siemens_gre_phantom", "", f"`zero-filled` against the manifest's rule: nrmse {nrmse:.1e}.", ""]
     for name, truth, at in (
         ("brain_t2_8ch_r4", truth_r4(recorded), (0, 0)),
         ("brain_t2_multislice_r3", truth_multislice(recorded), (1, 3)),
     ):
         results, grid = best_of_each(recorded / f"{name}.h5", truth, arguments.threads)
-        lines += [f"## {name}", "", *table(results), "", "Weights tried: " + "; ".join(grid) + ".", "", f"![]({name}.png)", ""]
+        lines += [f"## {name}", "", *table(results), "", "Weights tried: " + "; ".join(grid) + "."]
+        lines += ["", f"![]({name}.png)", ""]
         if truth.lesion is not None:
             lines += [*lesion_lines(results, truth), ""]
         picture(out / f"{name}.png", results, truth, at)

@@ -89,7 +89,7 @@ class Opening:
         The MRD header, or None where the peer has none (images alone).
     parameters
         Run-time parameters by name: Gadgetron's properties, FIRE's JSON parameters. The name of a
-        configuration, where one is given, is the parameter `recipe`.
+        configuration, where one is given, is the parameter `config`: a wish, since many clients always send one.
     replies
         What is to be sent before anything else.
     ahead
@@ -127,7 +127,7 @@ class Opening:
             elif isinstance(message, ConfigName):
                 configured = True
                 if message.name:
-                    self.parameters["recipe"] = message.name
+                    self.parameters["config"] = message.name
             elif isinstance(message, ConfigText):
                 configured = True
                 self._recognise(FIRE if _ends_with_nul(frame) else GADGETRON)
@@ -196,13 +196,14 @@ class Opening:
         parameters = document.get("parameters", {})
         if not isinstance(parameters, dict):
             raise ScanError(f"the JSON's `parameters` is a {type(parameters).__name__}; expected an object")
-        # FIRE's own names for what shall run; `customconfig` is the field that its user types
-        recipes = [parameters.get("recipe"), parameters.pop("customconfig", None), parameters.pop("config", None)]
+        # `customconfig` is the field that FIRE's user types what shall run into
+        recipe = parameters.get("recipe") or parameters.pop("customconfig", None)
+        parameters.pop("customconfig", None)
+        if not parameters.get("config"):
+            parameters.pop("config", None)
         self.parameters.update(parameters)
-        for recipe in recipes:
-            if recipe:
-                self.parameters["recipe"] = recipe
-                break
+        if recipe:
+            self.parameters["recipe"] = recipe
 
 
 def _ends_with_nul(frame: Frame) -> bool:

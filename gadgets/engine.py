@@ -7,15 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-
 from scanprior.models.methods import METHODS
-from scanprior.models.prior import DiffusionPrior, load_prior
-from scanprior.models.recipe import Recipe, load_recipe
+from scanprior.models.prior import DiffusionPrior, PriorError, load_prior
+from scanprior.models.recipe import Recipe, RecipeError, load_recipe, recipe_names
 from scanprior.models.scan import Scan
 
+from .errors import ScanError
+from .link import Tell
 from .mrd import Image
 
 if TYPE_CHECKING:
@@ -50,16 +51,25 @@ class Engine:
             self.worker.submit(torch.set_num_threads, threads).result()
             torch.set_num_threads(threads)
 
-    def recipe(self, parameters: Mapping[str, str]) -> Recipe:
+    def recipe(self, parameters: Mapping[str, Any], tell: Tell | None = None) -> Recipe:
         """The recipe that a scan's parameters ask for.
+
+        The parameter `recipe` must name a shipped recipe. `config`, the name of a configuration that many clients send
+        whether they mean one of ours or not, is followed if it does; else the operator is told that it was not.
 
         Raises
         ------
         RecipeError
             When it is not known, or a parameter has a value that is not allowed.
         """
-        name = parameters.get("recipe")
-        recipe = load_recipe(name) if name else self.default
+        name, config = parameters.get("recipe"), str(parameters.get("config") or "")
+        recipe = self.default
+        if name:
+            recipe = load_recipe(str(name))
+        elif config in recipe_names():
+            recipe = load_recipe(config)
+        elif config and tell is not None:
+            tell("warning", f"configuration {config[:64]!r} is no recipe of ours: recipe {recipe.name!r} is used")
         if self._device is not None:
             recipe = recipe.model_copy(update={"device": self._device})
         return recipe.with_parameters(parameters)
@@ -92,7 +102,7 @@ class Engine:
             return self._priors[key]
 
     def warm_up(self, recipe: Recipe | None = None) -> float:
-        """Load the prior and reconstruct a small scan, so that the first real one does not wait. Returns the seconds."""
+        """Load the prior and reconstruct a small scan, so that the first real one does not wait; in seconds."""
         recipe = recipe or self.default
         began = time.perf_counter()
 
@@ -108,7 +118,9 @@ class Engine:
         self.worker.submit(run).result()
         return time.perf_counter() - began
 
-    def open_session(self, header: str, parameters: Mapping[str, str], send: Callable[[Image], None]) -> ScanSession:
+    def open_session(
+        self, header: str, parameters: Mapping[str, Any], send: Callable[[Image], None], tell: Tell | None = None
+    ) -> ScanSession:
         """Begin a scan.
 
         Parameters
@@ -119,16 +131,20 @@ class Engine:
             What the scan asks for: Gadgetron properties or FIRE's JSON parameters.
         send
             Called with each image as it is made, from the worker's thread.
+        tell
+            Shows a text to the operator, where there is one.
 
         Raises
         ------
-        HeaderError, RecipeError, PriorError
+        ScanError
             What cannot be done is refused before the first acquisition.
         """
         from .session import ScanSession
 
-        recipe = self.recipe(parameters)
-        return ScanSession(self, recipe, header, send)
+        try:
+            return ScanSession(self, self.recipe(parameters, tell), header, send)
+        except (RecipeError, PriorError, RuntimeError) as error:
+            raise ScanError(str(error)) from error
 
     def close(self) -> None:
         """Let the worker finish what it is at, and end it."""

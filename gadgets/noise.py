@@ -58,7 +58,7 @@ class Whitening:
 
     @classmethod
     def identity(cls, coils: int, noise: Noise | None) -> Whitening:
-        """No whitening: coils stay as they were received. `noise` tells how strong the noise is, None: it is not asked for."""
+        """No whitening: coils stay as they were received. `noise` tells the noise level; None: nobody asks for it."""
         sigma = 0.0 if noise is None else math.sqrt(float(noise.covariance.diagonal().real.mean()))
         return cls(np.eye(coils, dtype=np.complex64), sigma, "not whitened")
 

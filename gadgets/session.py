@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-
 from scanprior.models.espirit import espirit_maps
 from scanprior.models.methods import METHODS
 from scanprior.models.recipe import Recipe
@@ -23,6 +23,7 @@ from .encoding import Encoding
 from .engine import Engine
 from .errors import ScanError
 from .images import make_images
+from .link import Send, Tell
 from .mrd import Acquisition, Bucket, Image, ReconData
 from .noise import Noise, Whitening, estimate_noise
 from .partial_fourier import complete
@@ -94,24 +95,37 @@ class ScanSession:
             "x".join(map(str, self.encoding.encoded.matrix)), self._device,
         )  # fmt: skip
 
+    accepts = (Acquisition, Bucket, ReconData)
+
     # -- the input's thread -------------------------------------------------------------------------------------
 
     def feed(self, message: Acquisition | Bucket | ReconData) -> None:
         """Take an acquisition, or what Gadgetron's gadgets made of acquisitions.
 
-        Raises
-        ------
-        ScanError
-            It contradicts the header. It is left out; what came before is kept, and the next can be fed.
+        One that contradicts the header is left out, which `close` will tell: what came before is kept, and the next can
+        be fed.
         """
         if isinstance(message, Acquisition):
-            self._handle(self._sorter.add(message))
+            self._add(message)
         elif isinstance(message, Bucket):
-            self._feed_bucket(message)
+            # its waveforms are the upstream's copies; the stream itself carries them on
+            for acquisition in acquisitions_from_bucket(message.data, message.reference):
+                self._add(acquisition)
         else:
             for bit in message.bits:
-                for data in slices_from_recon(bit.data, bit.reference, self.encoding):
-                    self._slice_ready(data)
+                try:
+                    for data in slices_from_recon(bit.data, bit.reference, self.encoding):
+                        self._slice_ready(data)
+                except ScanError as error:
+                    self._note(str(error))
+
+    def _add(self, acquisition: Acquisition) -> None:
+        try:
+            events = self._sorter.add(acquisition)
+        except ScanError as error:
+            self._note(str(error))
+        else:
+            self._handle(events)
 
     def close(self) -> None:
         """The input has ended: reconstruct what is left, and wait until every image is sent.
@@ -142,10 +156,6 @@ class ScanSession:
             if not future.cancel():
                 future.exception()
 
-    def _feed_bucket(self, bucket: Bucket) -> None:
-        for line in acquisitions_from_bucket(bucket.data, bucket.reference):
-            self._handle(self._sorter.add(line))
-
     def _handle(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, AcsReady):
@@ -165,7 +175,7 @@ class ScanSession:
         try:
             whitening = self._whitening(data, complete=True)
         except ScanError as error:
-            self._failures[str(error)] += 1
+            self._note(str(error))
             return
         assert whitening is not None
         ready = self.timing.now()
@@ -219,12 +229,19 @@ class ScanSession:
     # -- the worker's thread ------------------------------------------------------------------------------------
 
     def _fail(self, key: Key, error: Exception) -> None:
-        if isinstance(error, ScanError | ValueError):
-            log.error("%s: %s", key, error)
-        else:
+        if not isinstance(error, ValueError):
             log.exception("%s failed", key)
         text = str(error) or type(error).__name__
-        self._failures[text if str(key) in text else f"{key}: {text}"] += 1
+        where = f"slice {key.slice}, repetition {key.repetition}"
+        self._note(text if str(key) in text or where in text else f"{where}: {text}")
+
+    def _note(self, failure: str) -> None:
+        """Keep a failure for `close` to tell; the log has it at once."""
+        with self._room:
+            self._failures[failure] += 1
+            first = self._failures[failure] == 1
+        if first:
+            log.error("%s", failure)
 
     def _compression(self, data: SliceData, whitening: Whitening) -> Compression | None:
         wanted = self.recipe.compression
@@ -314,3 +331,16 @@ class ScanSession:
     def _progress(self, step: int, steps: int) -> None:
         if self._stopped:
             raise Aborted
+
+
+_engine: Engine | None = None
+_engine_lock = threading.Lock()
+
+
+def open_session(header_xml: str, parameters: dict[str, Any], send: Send, tell: Tell) -> ScanSession:
+    """Begin the one scan of a process that Gadgetron has started for it (`<execute>`)."""
+    global _engine
+    with _engine_lock:
+        if _engine is None:
+            _engine = Engine()
+    return _engine.open_session(header_xml, parameters, send, tell)

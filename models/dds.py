@@ -6,6 +6,7 @@ and goes down one noise level.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 
@@ -38,9 +39,7 @@ def noise_levels(start: float, end: float, steps: int) -> list[float]:
     return [start * math.exp(ratio * step) for step in range(steps)] + [0.0]
 
 
-def dds(
-    scan: Scan, prior: DiffusionPrior, settings: DDSSettings, progress: Progress | None = None
-) -> Reconstruction:
+def dds(scan: Scan, prior: DiffusionPrior, settings: DDSSettings, progress: Progress | None = None) -> Reconstruction:
     """Posterior samples of the image by DDS; their mean, and the standard deviation of their magnitudes.
 
     Solves in each step `(A^H A / s_y^2 + I / r^2) x0 = A^H y / s_y^2 + D(x, s) / r^2`, `r^2 = s^2 sd^2 / (s^2 + sd^2)`,
@@ -79,7 +78,7 @@ def dds(
 
     levels = noise_levels(settings.sigma_start, settings.sigma_end, settings.steps)
     x = start / scale + levels[0] * noise()
-    for step, (level, following) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for step, (level, following) in enumerate(itertools.pairwise(levels)):
         denoised = prior.denoise(x, level)
         variance = level**2 * image_variance / (level**2 + image_variance)
         ridge = 1 / min(variance / data_variance, settings.max_ratio)

@@ -114,13 +114,15 @@ def load_prior(name: str, device: torch.device | str = "cpu", autocast: torch.dt
     if not path.is_file():
         path = Path(name)
     if path.suffix != ".safetensors" or not path.is_file():
-        raise PriorError(f"prior {name!r} not found: expected one of {released_priors()} or the path of a .safetensors file")
+        raise PriorError(
+            f"prior {name!r} not found: expected one of {released_priors()} or the path of a .safetensors file"
+        )
     with safe_open(path, framework="pt", device="cpu") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != _FORMAT:
             raise PriorError(f"{path}: expected format {_FORMAT!r} in its metadata, found {metadata.get('format')!r}")
         description = json.loads(metadata["description"])
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
+        weights = {key: file.get_tensor(key) for key in file.keys()}
     denoiser = EDMDenoiser(UNet(**description["network"]), description["sigma_data"])
     try:
         denoiser.load_state_dict(weights)

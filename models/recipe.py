@@ -104,7 +104,7 @@ class Recipe(_Section):
         """Whether coil maps have to be estimated."""
         return METHODS[self.method].needs_maps(self.method_settings)
 
-    def with_parameters(self, parameters: Mapping[str, str]) -> Recipe:
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Recipe:
         """This recipe with what the scan's own parameters ask for (Gadgetron properties, FIRE's JSON).
 
         Known are `whitened` (true: NoiseAdjust ran upstream), `samples`, `steps`, `device`, `output`
@@ -116,11 +116,14 @@ class Recipe(_Section):
             When a value is not allowed, or the method has no such setting.
         """
         data = self.model_dump()
-        for key, value in parameters.items():
+        for key, given in parameters.items():
+            value = str(given).lower() if isinstance(given, bool) else str(given)
             if key in ("samples", "steps"):
                 setting = "iterations" if key == "steps" and self.method != "dds" else key
                 if setting not in METHODS[self.method].settings.model_fields:
-                    raise RecipeError(f"parameter {key!r}: the method {self.method!r} of this recipe has no such setting")
+                    raise RecipeError(
+                        f"parameter {key!r}: the method {self.method!r} of this recipe has no such setting"
+                    )
                 data["settings"][setting] = _number(key, value)
             elif key == "whitened":
                 data["whitening"] = "upstream" if _truth(key, value) else data["whitening"]

@@ -73,7 +73,11 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, image_channels: int = 2, widths: Sequence[int] = (32, 64, 128, 160), blocks: Sequence[int] = (2, 2, 2, 2), embedding: int = 128
+        self,
+        image_channels: int = 2,
+        widths: Sequence[int] = (32, 64, 128, 160),
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        embedding: int = 128,
     ) -> None:
         super().__init__()
         if len(widths) != len(blocks):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .cli_replay import recipes, replay
+from .cli_serve import serve, stdio
 from .cli_train import train
 
 app = typer.Typer(
@@ -16,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (replay, recipes, train):
+for command in (replay, serve, stdio, recipes, train):
     app.command()(command)
 
 

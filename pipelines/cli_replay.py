@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
-
 from scanprior.gadgets.engine import Engine
 from scanprior.gadgets.errors import ScanError
 from scanprior.models.prior import released_priors
 from scanprior.models.recipe import METHODS, Recipe, RecipeError, load_recipe, read_recipe, recipe_names
+from tqdm import tqdm
 
 
 def chosen_recipe(name: str) -> Recipe:

@@ -126,10 +126,7 @@ def replay(
     try:
         session = engine.open_session(scan.header, parameters or {}, images.append)
         for number, acquisition in enumerate(scan.acquisitions()):
-            try:
-                session.feed(acquisition)
-            except ScanError as error:
-                failures.append(str(error))
+            session.feed(acquisition)
             if progress is not None:
                 progress(number + 1, len(scan))
         try:

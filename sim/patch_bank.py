@@ -28,7 +28,7 @@ def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.n
 def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int) -> None:
     """Write `patches` augmented patches to `path`: npy, (patch, 2, 160, 160) float16, real and imaginary part.
 
-    Every file gets a share by the fourth root of its number of slices, so that small sets (the sharp ones) are seen often.
+    Every file gets a share by the fourth root of its number of slices, so that small, sharp sets are seen often.
     Three patches come from each augmented slice. Patches of mere air are mostly drawn again.
     """
     rng = np.random.default_rng(seed)
@@ -70,7 +70,9 @@ class PatchBank(torch.utils.data.IterableDataset):
         bank = np.load(self.path, mmap_mode="r")
         while True:
             y, x = rng.integers(0, BANK_PATCH - self.size + 1, 2)
-            real, imaginary = np.asarray(bank[rng.integers(len(bank)), :, y : y + self.size, x : x + self.size], np.float32)
+            real, imaginary = np.asarray(
+                bank[rng.integers(len(bank)), :, y : y + self.size, x : x + self.size], np.float32
+            )
             patch = (real + 1j * imaginary) * np.exp(1j * rng.uniform(0, 2 * np.pi))
             if rng.random() < 0.5:
                 patch = patch.conj()

@@ -94,10 +94,10 @@ def run(stream: bytes, factory: Any, settings: LinkSettings = QUICK) -> tuple[li
     [
         ("gt_acq_noise/to_external", "Gadgetron", {"recipe": "dds", "samples": "4", "device": "cpu"}),
         ("gt_empty_scan/to_external", "Gadgetron", {"recipe": "dds"}),
-        ("gt_client/to_gadgetron", "Gadgetron", {"recipe": "default.xml"}),
-        ("fire_config_name/to_external", "FIRE", {"recipe": "wirefix"}),
+        ("gt_client/to_gadgetron", "Gadgetron", {"config": "default.xml"}),
+        ("fire_config_name/to_external", "FIRE", {"config": "wirefix"}),
         ("fire_config_text/to_external", "FIRE", {"recipe": "dds", "samples": "4"}),
-        ("fire_images_in/to_external", "FIRE", {"recipe": "wirefix"}),
+        ("fire_images_in/to_external", "FIRE", {"config": "wirefix"}),
         ("stdio/hdf5_to_stream_small", "pipe", {}),
     ],
 )

@@ -1,0 +1,66 @@
+"""`scanprior serve` and `scanprior stdio`: the resident server and the pipe."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+from scanprior.gadgets.engine import Engine
+from scanprior.gadgets.errors import ScanError
+from scanprior.gadgets.link import LinkSettings
+
+from .cli_replay import chosen_recipe
+from .server import Server, ServerSettings
+from .server import serve as run_server
+from .stdio import run_stdio
+
+Recipe = Annotated[str, typer.Option(help="What scans get that ask for nothing: shipped recipe or YAML file.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; beyond loopback only in a network that you trust.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: the recipe's.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")]
+
+
+def serve(
+    recipe: Recipe = "dds",
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 9002,
+    device: Device = None,
+    threads: Threads = 0,
+    scans: Annotated[int, typer.Option(min=1, max=64, help="Scans at once; one more is refused with a message.")] = 4,
+    idle: Annotated[float, typer.Option(min=1, help="Seconds of silence after which a scan is given up.")] = 600.0,
+) -> None:
+    """Serve Gadgetron (connect) and FIRE clients: the model stays loaded from scan to scan.
+
+    Example: scanprior serve --recipe dds --port 9002
+    """
+    logging.getLogger().setLevel(logging.INFO)
+    engine = Engine(chosen_recipe(recipe), device=device, threads=threads)
+
+    def warm_up() -> None:
+        engine.warm_up()
+
+    def ready(server: Server) -> None:
+        typer.echo(f"ready on port {server.port}")
+
+    settings = ServerSettings(host=host, port=port, max_scans=scans, link=LinkSettings(idle_s=idle))
+    try:
+        run_server(engine.open_session, settings, warm_up, ready)
+    except (ScanError, RuntimeError) as error:
+        typer.echo(f"serve: {error}", err=True)
+        raise typer.Exit(1) from None
+    finally:
+        engine.close()
+
+
+def stdio(recipe: Recipe = "dds", device: Device = None, threads: Threads = 0) -> None:
+    """Reconstruct one scan from stdin to stdout, as MRD frames.
+
+    Example: ismrmrd_hdf5_to_stream -i scan.h5 --use-stdout | scanprior stdio --recipe dds > images.bin
+    """
+    engine = Engine(chosen_recipe(recipe), device=device, threads=threads)
+    report = run_stdio(engine.open_session)
+    engine.close()
+    if report.failure is not None:
+        typer.echo(f"stdio: {report.failure}", err=True)
+        raise typer.Exit(1)
