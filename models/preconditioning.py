@@ -32,7 +32,7 @@ class EDMDenoiser(nn.Module):
         return skip * x + out * residual.to(x.dtype)
 
     def loss(self, clean: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """EDM training loss (eq. 2) of each image (batch,), mean over pixels; weight (sigma^2 + sd^2) / (sigma sd)^2."""
+        """EDM loss (eq. 2) of each image (batch,), mean over pixels; weight (sigma^2 + sd^2) / (sigma sd)^2."""
         level = sigma.reshape(-1, 1, 1, 1)
         weight = (level**2 + self.sigma_data**2) / (level * self.sigma_data) ** 2
         denoised = self(clean + level * noise, sigma)
