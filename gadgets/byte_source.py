@@ -190,7 +190,7 @@ class Body:
     def take(self, size: int, part: str) -> np.ndarray:
         """The next `size` bytes as uint8. `part` names them in errors."""
         if size > self._left:
-            total = self.limit - self._left + size
+            total = self.taken + size
             raise WireError(
                 f"{self.name}: {part} of {size} bytes makes {total} bytes; the limit of such a message is {self.limit}"
             )
@@ -202,6 +202,11 @@ class Body:
         self._source.read_into(piece.data, f"{self.name} {part}")
         self.pieces.append(piece)
         return piece
+
+    @property
+    def taken(self) -> int:
+        """Bytes taken so far."""
+        return self.limit - self._left
 
     def u64(self, part: str) -> int:
         """An unsigned 64-bit number."""

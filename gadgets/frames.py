@@ -15,22 +15,28 @@ from typing import Any, Protocol
 
 import numpy as np
 from scanprior.gadgets import message_codec as codec
+from scanprior.gadgets.bucket_wire import read_bucket, write_bucket
 from scanprior.gadgets.byte_source import Body, ByteSource, Limits, Readable
 from scanprior.gadgets.errors import PeerGone, PeerSilent, ScanError, WireError
+from scanprior.gadgets.image_array_wire import read_image_array, write_image_array
 from scanprior.gadgets.mrd import (
     Acquisition,
+    Bucket,
     Close,
     ConfigName,
     ConfigText,
     ErrorText,
     Header,
     Image,
+    ImageArray,
     Query,
     Raw,
+    ReconData,
     Response,
     Text,
     Waveform,
 )
+from scanprior.gadgets.recon_data_wire import read_recon_data, write_recon_data
 
 log = logging.getLogger(__name__)
 
@@ -48,23 +54,15 @@ class MessageId(IntEnum):
     ERROR = 8
     ACQUISITION = 1008
     IMAGE = 1022
+    RECON_DATA = 1023
+    IMAGE_ARRAY = 1024
     WAVEFORM = 1026
+    BUCKET = 1050
 
 
-Message = (
-    Acquisition
-    | Waveform
-    | Image
-    | ConfigName
-    | ConfigText
-    | Header
-    | Close
-    | Text
-    | ErrorText
-    | Query
-    | Response
-    | Raw
-)
+Data = Acquisition | Waveform | Image | ReconData | ImageArray | Bucket
+Control = ConfigName | ConfigText | Header | Close | Text | ErrorText | Query | Response
+Message = Data | Control | Raw
 
 
 @dataclass
@@ -105,6 +103,9 @@ def _decoders(limits: Limits) -> dict[int, tuple[str, int, _Decoder]]:
         MessageId.ACQUISITION: ("acquisition", limits.acquisition, codec.read_acquisition),
         MessageId.WAVEFORM: ("waveform", limits.waveform, codec.read_waveform),
         MessageId.IMAGE: ("image", limits.image, codec.read_image),
+        MessageId.RECON_DATA: ("recon data", limits.message, read_recon_data),
+        MessageId.IMAGE_ARRAY: ("image array", limits.message, read_image_array),
+        MessageId.BUCKET: ("bucket", limits.message, read_bucket),
         MessageId.CONFIG_NAME: ("configuration name", text, lambda body: ConfigName(codec.read_config_name(body))),
         MessageId.CONFIG_TEXT: ("configuration", text, lambda body: ConfigText(codec.read_text(body))),
         MessageId.HEADER: ("header", text, lambda body: Header(codec.read_text(body))),
@@ -199,6 +200,9 @@ _ENCODERS: list[tuple[type, int, Callable[[Any], codec.Pieces]]] = [
     (Acquisition, MessageId.ACQUISITION, codec.write_acquisition),
     (Image, MessageId.IMAGE, codec.write_image),
     (Waveform, MessageId.WAVEFORM, codec.write_waveform),
+    (ReconData, MessageId.RECON_DATA, write_recon_data),
+    (ImageArray, MessageId.IMAGE_ARRAY, write_image_array),
+    (Bucket, MessageId.BUCKET, write_bucket),
     (Text, MessageId.TEXT, lambda message: codec.write_text(message.text)),
     (ErrorText, MessageId.ERROR, lambda message: codec.write_long_text(message.text)),
     (Close, MessageId.CLOSE, lambda message: []),

@@ -19,7 +19,20 @@ from scanprior.gadgets.dialect import Level, Opening
 from scanprior.gadgets.errors import PeerGone, ScanError, WireError
 from scanprior.gadgets.frame_queue import FrameQueue
 from scanprior.gadgets.frames import Frame, FrameReader, FrameWriter, Message, MessageId, WritableFile, to_bytes
-from scanprior.gadgets.mrd import Close, ConfigName, ConfigText, ErrorText, Header, Image, Query, Response, Text
+from scanprior.gadgets.mrd import (
+    Acquisition,
+    Bucket,
+    Close,
+    ConfigName,
+    ConfigText,
+    ErrorText,
+    Header,
+    Image,
+    Query,
+    ReconData,
+    Response,
+    Text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +273,7 @@ class Link:
             raise ScanError(f"a {type(message).__name__} (id {frame.id}) came among the data; expected it before them")
         elif self._session is not None and isinstance(message, self._session.accepts):
             self._session.feed(message)
-        elif self._session is None and not isinstance(message, Image) and frame.id != MessageId.WAVEFORM:
+        elif self._session is None and isinstance(message, Acquisition | ReconData | Bucket):
             raise ScanError(
                 f"{MessageId(frame.id).name.lower()} (id {frame.id}) came without an MRD header "
                 "(the header is 'Dummy XML header', which is for images alone)"
