@@ -102,15 +102,12 @@ def test_garbage_through_the_link_ends_with_one_message(raw: bytes, opened: bool
 
 @settings(max_examples=60, deadline=2000)
 @given(
-    channels=st.integers(0, 5),
-    samples=st.integers(0, 9),
-    dimensions=st.integers(0, 3),
+    sizes=st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 3)),
     flags=st.integers(0, (1 << 64) - 1),
-    counter=_U16,
+    counter=st.integers(0, 65535),
 )
-def test_acquisitions_of_any_size_survive(
-    channels: int, samples: int, dimensions: int, flags: int, counter: int
-) -> None:
+def test_acquisitions_of_any_size_survive(sizes: tuple[int, int, int], flags: int, counter: int) -> None:
+    channels, samples, dimensions = sizes
     head = np.zeros((), mrd.ACQUISITION_HEADER)
     head["active_channels"], head["number_of_samples"] = channels, samples
     head["trajectory_dimensions"], head["flags"], head["idx"]["user"][3] = dimensions, flags, counter
