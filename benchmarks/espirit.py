@@ -64,11 +64,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, sigpy {sigpy.__version__}, {options.threads} thread(s)\n")
-    print(
-        "| matrix | ACS lines | ours [s] | sigpy [s] | ratio | median angle [deg] | largest angle [deg] "
-        "| same support [%] |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ["matrix", "ACS lines", "ours [s]", "sigpy [s]", "ratio"]
+    columns += ["median angle [deg]", "largest angle [deg]", "same support [%]"]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for coils in options.coils:
         print(compare(options.size, coils, options.lines, options.repeats), flush=True)
 

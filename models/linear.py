@@ -113,6 +113,21 @@ def noise_to_signal(scan: Scan, model: SenseModel) -> torch.Tensor:
     return ratio.reshape(*ratio.shape, *([1] * image_dims))
 
 
+def threshold_unit(scan: Scan, model: SenseModel, adjoint: torch.Tensor) -> torch.Tensor:
+    """What a sparse method's `lam` is relative to, for each batch element: the noise `sigma` of the scan.
+
+    Noise in a unitary transform of an optimally combined image has this size, whatever the receiver's gain. A scan
+    without noise (a simulated one) has no such size: at least 1/1000 of the 99th percentile of |A^H y| is taken.
+
+    Returns
+    -------
+    Real tensor that broadcasts against images (..., y, x) or (..., set, y, x). Zero for an all-zero scan without noise.
+    """
+    image_dims = len(model.image_shape)
+    scale = torch.quantile(adjoint.abs().flatten(-image_dims), 0.99, dim=-1)
+    return torch.clamp_min(1e-3 * scale, scan.sigma).reshape(*scale.shape, *([1] * image_dims))
+
+
 def combine_sets(images: torch.Tensor, model: SenseModel) -> torch.Tensor:
     """One image (..., y, x) of the images that a model reconstructs.
 

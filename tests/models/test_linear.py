@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from bart import bart
+from brain import load_brain
 from pydantic import ValidationError
 from scanprior.models.forward import SenseModel
 from scanprior.models.fourier import fft2c
-from scanprior.models.linear import SenseSettings, ZeroFilledSettings, combine_sets, sense, zero_filled
+from scanprior.models.linear import SenseSettings, ZeroFilledSettings, combine_sets, noise_to_signal, sense, zero_filled
 from scanprior.models.scan import Scan
 from support import random_complex
 
@@ -101,3 +105,15 @@ def test_settings_refuse_what_makes_no_sense() -> None:
     for bad in ({"iterations": 0}, {"lam": -1.0}, {"iteration": 3}):
         with pytest.raises(ValidationError):
             SenseSettings(**bad)
+
+
+def test_barts_pics_gives_the_same_image(tmp_path: Path) -> None:
+    brain = load_brain()
+    scan = Scan(brain.kspace, brain.mask, brain.maps, 1.0)
+    settings = SenseSettings(iterations=60, tolerance=0)
+    ours = sense(scan, None, settings).image
+    ridge = settings.lam * float(noise_to_signal(scan, SenseModel.of(scan)))
+    inputs = brain.kspace.numpy()[:, None], brain.maps.numpy()[:, None]
+    oracle = torch.from_numpy(bart(tmp_path, f"pics -w1 -l2 -r{ridge} -i60", *inputs).reshape(320, 320))
+    assert float((ours - oracle).norm() / oracle.norm()) < 1e-3
+    assert brain.psnr(ours) > 30.5
