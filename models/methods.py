@@ -9,7 +9,7 @@ from typing import Any
 from .dds import DDSSettings, dds
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
 from .scan import Progress, Reconstruction, Scan, Settings
-from .total_variation import TVSettings, tv
+from .total_variation import TvSettings, tv
 from .wavelet import L1WaveletSettings, l1_wavelet
 
 
@@ -31,7 +31,7 @@ METHODS: dict[str, Method] = {
     "zero-filled": Method(zero_filled, ZeroFilledSettings, needs_noise=False),
     "sense": Method(sense, SenseSettings),
     "l1-wavelet": Method(l1_wavelet, L1WaveletSettings),
-    "tv": Method(tv, TVSettings),
+    "tv": Method(tv, TvSettings),
     "dds": Method(dds, DDSSettings, needs_prior=True),
 }
 
