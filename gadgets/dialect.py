@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
 import defusedxml.ElementTree
 from defusedxml import DefusedXmlException
@@ -214,5 +214,5 @@ def _parse(xml: str, what: str) -> Element:
     try:
         # bytes, because a declared encoding no longer holds for text
         return defusedxml.ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", xml).strip())
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except (defusedxml.ElementTree.ParseError, DefusedXmlException, ValueError) as error:
         raise ScanError(f"the {what} is not XML that can be read: {error}; it begins with {xml[:60]!r}") from error

@@ -128,7 +128,8 @@ def load_prior(name: str, device: torch.device | str = "cpu", autocast: torch.dt
         denoiser.load_state_dict(weights)
     except RuntimeError as error:
         raise PriorError(f"{path}: weights do not fit the network it describes: {error}") from error
-    denoiser.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    denoiser.eval().requires_grad_(False).to(device)
+    denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return DiffusionPrior(
         denoiser, path.stem, description["sigma_min"], description["sigma_max"], description["network"],
         autocast,

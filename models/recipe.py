@@ -71,12 +71,12 @@ class Recipe(_Section):
     description: str = ""
     whitening: Literal["auto", "scan", "none", "upstream"] = "auto"
     compression: Compression | None = None
-    maps: Maps = Maps()
+    maps: Maps = Field(default_factory=lambda: Maps.model_validate({}))
     partial_fourier: Literal["zero-fill", "pocs", "homodyne"] = "zero-fill"
     method: Literal["zero-filled", "sense", "l1-wavelet", "tv", "dds"]
     prior: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
-    outputs: Outputs = Outputs()
+    outputs: Outputs = Field(default_factory=lambda: Outputs.model_validate({}))
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 

@@ -25,6 +25,8 @@ def _zero(layer: nn.Conv2d) -> nn.Conv2d:
 class NoiseEmbedding(nn.Module):
     """Fourier features of c_noise through two dense layers: (batch,) -> (batch, width)."""
 
+    frequencies: torch.Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.exp(torch.linspace(0, math.log(64.0), 16)))
@@ -55,6 +57,19 @@ class ResidualBlock(nn.Module):
         scale = (1 + self.scale(embedding))[:, None, None, :].to(h.dtype)
         h = (h.permute(0, 2, 3, 1) * scale).permute(0, 3, 1, 2)
         return self.skip(x) + self.second(h)
+
+
+class Blocks(nn.ModuleList):
+    """Residual blocks one after the other, all with the same embedding."""
+
+    def __init__(self, count: int, width: int, embedding: int) -> None:
+        super().__init__([ResidualBlock(width, width, embedding) for _ in range(count)])
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """x (batch, width, y, x) -> the same shape."""
+        for block in self:
+            x = block(x, embedding)
+        return x
 
 
 class UNet(nn.Module):
@@ -90,8 +105,8 @@ class UNet(nn.Module):
         self.grow = nn.ModuleList()
         self.up = nn.ModuleList()
         for level, width in enumerate(widths):
-            self.down.append(nn.ModuleList([ResidualBlock(width, width, embedding) for _ in range(blocks[level])]))
-            self.up.append(nn.ModuleList([ResidualBlock(width, width, embedding) for _ in range(blocks[level])]))
+            self.down.append(Blocks(blocks[level], width, embedding))
+            self.up.append(Blocks(blocks[level], width, embedding))
             if level + 1 < len(widths):
                 self.shrink.append(nn.Conv2d(width, widths[level + 1], 2, stride=2))
                 self.grow.append(nn.Conv2d(widths[level + 1], width, 1))
@@ -112,8 +127,7 @@ class UNet(nn.Module):
         h = self.enter(x.contiguous(memory_format=torch.channels_last))
         passed = []
         for level, stage in enumerate(self.down):
-            for block in stage:
-                h = block(h, embedding)
+            h = stage(h, embedding)
             if level + 1 < len(self.widths):
                 passed.append(h)
                 h = self.shrink[level](h)
@@ -121,6 +135,5 @@ class UNet(nn.Module):
             if level + 1 < len(self.widths):
                 # a 1x1 convolution first, then nearest neighbour: four times cheaper than the other order
                 h = passed.pop() + F.interpolate(self.grow[level](h), scale_factor=2, mode="nearest")
-            for block in self.up[level]:
-                h = block(h, embedding)
+            h = self.up[level](h, embedding)
         return self.leave(h)[..., :rows, :columns]

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from scanprior.models.preconditioning import EDMDenoiser
 from scanprior.models.prior import save_prior
 from scanprior.models.unet import UNet
@@ -69,7 +69,8 @@ class DenoiserTraining(pl.LightningModule):
         super().__init__()
         self.settings = settings
         network = UNet(2, settings.widths, settings.blocks)
-        self.denoiser = EDMDenoiser(network, SIGMA_DATA).to(memory_format=torch.channels_last)
+        self.denoiser = EDMDenoiser(network, SIGMA_DATA)
+        self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def training_step(self, clean: torch.Tensor, index: int) -> torch.Tensor:
         """Loss of a batch (batch, 2, y, x)."""
@@ -89,19 +90,25 @@ class DenoiserTraining(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class Average(EMAWeightAveraging):
-    """EMA whose memory grows with the training: decay = min(decay, (1 + updates) / (10 + updates))."""
+class Average(WeightAveraging):
+    """EMA whose memory grows with the training: decay = min(`decay`, (1 + updates) / (10 + updates))."""
 
     def __init__(self, decay: float) -> None:
-        super().__init__(decay=decay)
-        self._kwargs["avg_fn"] = lambda average, current, updates: torch.lerp(
-            average, current, 1 - min(decay, (1 + float(updates)) / (10 + float(updates)))
-        )
+        def average(mean: torch.Tensor, current: torch.Tensor, updates: int | torch.Tensor) -> torch.Tensor:
+            count = float(updates)
+            return torch.lerp(mean, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+        super().__init__(avg_fn=average)
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """After every optimiser step."""
+        return step_idx is not None
 
     def denoiser(self, module: DenoiserTraining) -> EDMDenoiser:
         """The averaged denoiser, or the current one where no average exists yet."""
-        average = self._average_model
-        return module.denoiser if average is None else average.module.denoiser
+        averaged = getattr(self._average_model, "module", module)
+        assert isinstance(averaged, DenoiserTraining)
+        return averaged.denoiser
 
 
 class Report(Callback):
@@ -158,7 +165,8 @@ def _write_pictures(path: Path, rows: list[torch.Tensor]) -> None:
 
 def split_by_subject(stacks: list[ImageStack]) -> tuple[list[ImageStack], list[ImageStack]]:
     """Training and validation stacks: of files with several subjects the last one validates."""
-    train, validation = [], []
+    train: list[ImageStack] = []
+    validation: list[ImageStack] = []
     for stack in stacks:
         held = sorted(set(stack.subjects))[-1] if len(set(stack.subjects)) > 1 else None
         for target, keep in ((train, False), (validation, True)):

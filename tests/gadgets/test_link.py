@@ -137,8 +137,9 @@ FIRE_HEADER = mrd.Header(HEADER.xml + "\0")
 )
 def test_fire_recipe_comes_from_the_most_explicit_place(json: str, recipe: str) -> None:
     opening = opening_of(mrd.ConfigName("openrecon"), FIRE_HEADER, mrd.Text(json + "\0"))
-    assert opening.parameters["recipe"] == recipe
-    assert "config" not in opening.parameters
+    # a configuration's name is a wish: it stays apart from the recipe that is asked for by name
+    assert opening.parameters.get("recipe", opening.parameters["config"]) == recipe
+    assert "customconfig" not in opening.parameters
     assert opening.parameters.get("samples", 4) == 4
 
 
@@ -493,5 +494,5 @@ def test_fixed_dialect_of_a_pipe_with_a_configuration() -> None:
     stream = to_bytes(mrd.ConfigName("dds"), HEADER, mrd.Close())
     assert opening.read(FrameReader(io.BytesIO(stream)))
     assert opening.dialect is PIPE
-    assert opening.parameters == {"recipe": "dds"}
+    assert opening.parameters == {"config": "dds"}
     assert np.all([isinstance(reply, Frame) for reply in opening.replies])
