@@ -31,9 +31,7 @@ $(VENV)/.package: $(VENV)/.dependencies $(SOURCES) README.md
 	@touch $@
 
 demo: $(VENV)/.package
-	mkdir -p demo
-	$(CLEAN) $(BIN)/scanprior simulate demo/scan.h5
-	$(CLEAN) $(BIN)/scanprior replay demo/scan.h5 --recipe dds --out demo/dds
+	$(CLEAN) $(BIN)/python -m scanprior.pipelines.demo demo
 
 test: $(VENV)/.package
 	$(BIN)/ruff check .

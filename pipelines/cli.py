@@ -9,6 +9,7 @@ import typer
 
 from .cli_replay import recipes, replay
 from .cli_serve import serve, stdio
+from .cli_simulate import simulate
 from .cli_train import train
 
 app = typer.Typer(
@@ -17,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (replay, serve, stdio, recipes, train):
+for command in (replay, serve, stdio, simulate, train, recipes):
     app.command()(command)
 
 

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-EPILOG = "Example: scanprior train --data scans/train --out runs/brain --steps 30000 --precision bf16-mixed"
-
 
 def train(
     data: Annotated[list[Path], typer.Option(help="Image file (npz, NIfTI) or folder; may be given often.")],
@@ -31,6 +29,8 @@ def train(
     """Train a diffusion prior on magnitude images, with random contrast, phase, size and pose.
 
     Writes prior.safetensors (usable as `prior:` of a recipe), curve.csv and samples.png as it goes.
+
+    Example: scanprior train --data images/ --out runs/brain --steps 30000 --precision bf16-mixed
     """
     try:
         from scanprior.sim.training import TrainingSettings, find_images, load_images, train_prior
