@@ -54,7 +54,7 @@ def dds(scan: Scan, prior: DiffusionPrior, settings: DDSSettings, progress: Prog
 
     Returns
     -------
-    Reconstruction with `std` (None for one sample).
+    Reconstruction with `std` (None for one sample); zero, both, where the maps are.
 
     Raises
     ------
@@ -88,7 +88,9 @@ def dds(scan: Scan, prior: DiffusionPrior, settings: DDSSettings, progress: Prog
         if progress is not None:
             progress(step + 1, settings.steps)
 
-    samples = combine_sets(x * scale, model)
+    # where no coil sees anything the samples are the prior's alone: that is no image
+    seen = scan.maps.abs().square().sum(-3) > 0
+    samples = combine_sets(x * scale * seen, model)
     return Reconstruction(
         samples.mean(0),
         samples.abs().std(0) if settings.samples > 1 else None,

@@ -1,0 +1,123 @@
+"""Training end to end on drawn images: banks, loss, resuming, the file that comes out."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scanprior.models.prior import load_prior
+from scanprior.sim.augmentation import fourier_resize, random_contrast, random_image
+from scanprior.sim.image_sources import ImageStack, find_images, load_images
+from scanprior.sim.patch_bank import BANK_PATCH, PatchBank, write_bank
+from scanprior.sim.phantoms import brain
+from scanprior.sim.training import TrainingSettings, draw_sigma, learning_rate_factor, split_by_subject, train_prior
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    slices = np.abs(brain((96, 96), 4, seed=1).image)
+    np.savez(folder / "heads.npz", slices=(slices / slices.max() * 255).astype(np.uint8), subject=["a", "a", "b", "b"])
+    return folder
+
+
+@pytest.mark.slow
+def test_training_learns_resumes_and_leaves_a_prior(data: Path, tmp_path: Path) -> None:
+    settings = TrainingSettings(
+        steps=60, batch=2, patch=32, widths=(8, 16), blocks=(1, 1), bank=12, save_every=30, accelerator="cpu",
+        learning_rate=3e-3,
+    )  # fmt: skip
+    path = train_prior([data], tmp_path / "run", settings)
+    prior = load_prior(str(path))
+    assert prior.denoise(torch.zeros(40, 40, dtype=torch.complex64), 0.1).shape == (40, 40)
+    train_prior([data], tmp_path / "run", TrainingSettings(**{**settings.__dict__, "steps": 90}))
+    rows = list(csv.DictReader((tmp_path / "run" / "curve.csv").open()))
+    assert [int(row["step"]) for row in rows] == [30, 60, 90]
+    # at sigma 3 a network that has learned nothing answers about zero: an error of the images' own rms
+    assert float(rows[-1]["rmse_at_3.0"]) < 0.9 * float(rows[0]["rmse_at_3.0"])
+    assert (tmp_path / "run" / "samples.png").stat().st_size > 1000
+
+
+def test_split_keeps_subjects_apart(data: Path) -> None:
+    train, held = split_by_subject([load_images(data / "heads.npz")])
+    assert set(train[0].subjects) == {"a"}
+    assert set(held[0].subjects) == {"b"}
+    assert len(train[0].slices) == len(held[0].slices) == 2
+
+
+def test_bank_streams_differ_by_seed_and_rank(tmp_path: Path) -> None:
+    stack = ImageStack("x", [RNG.random((200, 180)).astype(np.float32)], ["s"])
+    write_bank(tmp_path / "bank.npy", [stack], 5, seed=0)
+    assert np.load(tmp_path / "bank.npy").shape == (5, 2, BANK_PATCH, BANK_PATCH)
+    first, same, rank = (next(iter(PatchBank(tmp_path / "bank.npy", 48, 0, r))) for r in (0, 0, 1))
+    assert first.shape == (2, 48, 48)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, rank)
+    with pytest.raises(ValueError, match="patch size 200 is larger than the bank's 160"):
+        PatchBank(tmp_path / "bank.npy", 200, 0)
+
+
+def test_fourier_resize_keeps_intensities_and_low_frequencies() -> None:
+    y, x = np.mgrid[0:64, 0:48]
+    wave = (2 + np.cos(2 * np.pi * 3 * y / 64) * np.cos(2 * np.pi * 2 * x / 48)).astype(np.float32)
+    small = fourier_resize(wave, 0.5)
+    np.testing.assert_allclose(small, wave[::2, ::2], atol=1e-5)
+    assert fourier_resize(wave, 1.0) is wave
+
+
+def test_contrast_keeps_air_dark_and_scale() -> None:
+    image = np.zeros((64, 64), np.float32)
+    image[16:48, 16:48] = RNG.uniform(0.2, 1.0, (32, 32))
+    for seed in range(20):
+        mapped = random_contrast(image, np.random.default_rng(seed))
+        assert np.abs(mapped[:16]).max() == 0
+        assert np.percentile(mapped, 99.5) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_augmented_images_are_complex_finite_and_vary() -> None:
+    head = np.abs(brain((128, 128), 1, seed=2).image[0])
+    head = (head / head.max()).astype(np.float32)
+    made = [random_image(head, np.random.default_rng(seed)) for seed in range(6)]
+    assert all(image.dtype == np.complex64 and np.isfinite(image).all() for image in made)
+    assert all(0.3 < np.percentile(np.abs(image), 99.5) < 3 for image in made)
+    assert np.std([np.abs(image).mean() for image in made]) > 0.01
+
+
+def test_sigma_covers_the_range_and_rate_follows_its_schedule() -> None:
+    sigma = draw_sigma(20_000, torch.Generator().manual_seed(0))
+    assert 0.18 < float(sigma.median()) < 0.28
+    assert float(sigma.min()) >= 0.002
+    assert float((sigma > 10).float().mean()) == pytest.approx(0.02, abs=0.01)
+    assert learning_rate_factor(0, 1000) == pytest.approx(1 / 300)
+    assert learning_rate_factor(500, 1000) == 1.0
+    assert learning_rate_factor(850, 1000) == pytest.approx(0.5)
+
+
+def test_wrong_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        find_images([tmp_path / "nowhere"])
+    with pytest.raises(FileNotFoundError, match=r"no file with .npz"):
+        find_images([tmp_path])
+    np.savez(tmp_path / "odd.npz", pictures=np.zeros(3))
+    with pytest.raises(ValueError, match=r"expected the key 'slices'.*found \['pictures'\]"):
+        load_images(tmp_path / "odd.npz")
+    np.savez(tmp_path / "flat.npz", slices=np.ones((3, 3)))
+    with pytest.raises(ValueError, match=r"expected \(slice, y, x\), got shape \(3, 3\)"):
+        load_images(tmp_path / "flat.npz")
+
+
+def test_nifti_volumes_give_axial_slices(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    volume = np.zeros((20, 24, 40), np.float32)  # right, anterior, superior
+    volume[5:15, 6:18, 5:38] = 100
+    volume[5:15, 16:18, 5:38] = 200  # the front is bright
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "head.nii.gz")
+    stack = load_images(tmp_path / "head.nii.gz")
+    assert stack.slices[0].shape == (24, 20)
+    assert len(stack.slices) == 28
+    assert stack.slices[0][6:8, 10].mean() > 1.5 * stack.slices[0][12:16, 10].mean()
