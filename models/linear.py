@@ -26,7 +26,7 @@ class SenseSettings(Settings):
 
     iterations: int = Field(30, gt=0, le=1000, description="the most iterations of the conjugate gradient")
     lam: float = Field(
-        10.0,
+        8.0,
         ge=0,
         description="Tikhonov weight in units of the scan's noise-to-signal power: 1 is the Wiener weight of a white "
         "image, images are smoother than white, so more is better; 0 is plain SENSE",

@@ -116,4 +116,4 @@ def test_barts_pics_gives_the_same_image(tmp_path: Path) -> None:
     inputs = brain.kspace.numpy()[:, None], brain.maps.numpy()[:, None]
     oracle = torch.from_numpy(bart(tmp_path, f"pics -w1 -l2 -r{ridge} -i60", *inputs).reshape(320, 320))
     assert float((ours - oracle).norm() / oracle.norm()) < 1e-3
-    assert brain.psnr(ours) > 30.5
+    assert brain.psnr(ours) > 30.3
