@@ -134,7 +134,10 @@ def combine_sets(images: torch.Tensor, model: SenseModel) -> torch.Tensor:
     With one set it is that image. With several the magnitude is the root sum of squares over the sets and the phase
     that of the first one (of the second where the first is zero): in a fold-over of anatomy the sets belong to
     different places, whose phases are unrelated, and a complex sum could cancel.
+
+    Pixels without a map are set to zero: the data say nothing of them, and a prior fills them with what suits it.
     """
+    images = images * (model.maps != 0).any(-3)
     if not model.sets:
         return images
     phase = images.select(-3, 0)
