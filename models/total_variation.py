@@ -25,7 +25,9 @@ class TvSettings(Settings):
     """Settings of `tv`."""
 
     lam: float = Field(
-        0.15, gt=0, description="weight of the total variation in units of the noise (`threshold_unit`); more is flatter"
+        0.15,
+        gt=0,
+        description="weight of the total variation in units of the noise (`threshold_unit`); more is flatter",
     )
     iterations: int = Field(500, gt=0, le=10000, description="the most iterations")
     tolerance: float = Field(
