@@ -9,8 +9,10 @@ from scanprior.models.fourier import fft2c, ifft2c
 from scanprior.models.scan import Progress, Scan
 from scanprior.models.solvers import conjugate_gradient
 
-_CHUNK_ELEMENTS = 1 << 24
-"""Coil images held at once by `A.H` and `A.normal`, in complex numbers (128 MiB in complex64)."""
+_CPU_CHUNK = 1 << 18
+_CUDA_CHUNK = 1 << 24
+"""Coil images held at once by `A.H` and `A.normal`, in complex numbers: what a CPU's cache holds (2 MiB), and
+what keeps a GPU busy (128 MiB). One coil of all the images is the least."""
 
 
 class SenseModel:
@@ -64,7 +66,6 @@ class SenseModel:
         self.sets = sets
         self.maps = maps
         self.mask = mask.to(device=maps.device, dtype=maps.real.dtype)
-        self._conjugate = maps.conj().resolve_conj()
         self._event_dims = 3 if sets else 2
 
         self.transformed = tuple(axis for axis in (-2, -1) if not _constant_along(self.mask, axis))
@@ -74,7 +75,16 @@ class SenseModel:
                 weights = weights.narrow(axis, 0, 1)
         # F^H diag(w) F is a circular convolution: it commutes with any shift of the image, so shifting w once
         # is all that "centred" means for the normal operator.
-        self._weights = torch.fft.ifftshift(weights, (-2, -1)).unsqueeze(-3)
+        weights = torch.fft.ifftshift(weights, (-2, -1)).unsqueeze(-3)
+        # Transforms along the last axis are several times faster than along the one before it, so a mask of lines
+        # along y works on transposed images. The scale of both transforms goes into the weights.
+        self._transposed = self.transformed == (-2,)
+        self._loop_axes = (-1,) if self._transposed else self.transformed
+        for axis in self.transformed:
+            weights = weights / maps.shape[axis]
+        self._loop_weights = weights.mT.contiguous() if self._transposed else weights
+        self._loop_maps = maps.mT.contiguous() if self._transposed else maps
+        self._loop_conjugate = self._loop_maps.conj().resolve_conj()
 
     @classmethod
     def of(cls, scan: Scan) -> SenseModel:
@@ -111,7 +121,7 @@ class SenseModel:
         if not self.sets:
             largest = self.maps.abs().square().sum(-3).amax()
         else:
-            gram = torch.einsum("...scyx,...tcyx->...yxst", self._conjugate, self.maps)
+            gram = torch.einsum("...scyx,...tcyx->...yxst", self.maps.conj(), self.maps)
             # Row sums bound the eigenvalues of the small Hermitian matrix in every pixel (Gershgorin).
             largest = gram.abs().sum(-1).amax()
         return float(largest * self.mask.abs().amax() ** 2)
@@ -127,7 +137,7 @@ class SenseModel:
         mask = self.mask.unsqueeze(-3)
         total: torch.Tensor | None = None
         for coils in self._coils(kspace.numel() // kspace.shape[-3]):
-            part = self._combine(ifft2c(kspace[..., coils, :, :] * mask), self._conjugate[..., coils, :, :])
+            part = self._combine(ifft2c(kspace[..., coils, :, :] * mask), self.maps[..., coils, :, :].conj())
             total = part if total is None else total + part
         assert total is not None
         return total
@@ -135,14 +145,15 @@ class SenseModel:
     def normal(self, image: torch.Tensor) -> torch.Tensor:
         """A.H(A(image)), without a shift and with the transforms that the mask asks for only."""
         self._check(image, self.image_shape, "image")
+        if self._transposed:
+            image = image.mT.contiguous()
         total: torch.Tensor | None = None
         for coils in self._coils(image.numel()):
-            part = self._expand(image, self.maps[..., coils, :, :])
-            part = self._filter(part)
-            part = self._combine(part, self._conjugate[..., coils, :, :])
+            part = self._filter(self._expand(image, self._loop_maps[..., coils, :, :]))
+            part = self._combine(part, self._loop_conjugate[..., coils, :, :])
             total = part if total is None else total + part
         assert total is not None
-        return total
+        return total.mT.contiguous() if self._transposed else total
 
     def solve(
         self,
@@ -190,14 +201,15 @@ class SenseModel:
         return (coil_images * conjugate).sum(-3)
 
     def _filter(self, coil_images: torch.Tensor) -> torch.Tensor:
-        if not self.transformed:
-            return coil_images * self._weights
-        spectrum = torch.fft.fftn(coil_images, dim=self.transformed, norm="ortho")
-        return torch.fft.ifftn(spectrum * self._weights, dim=self.transformed, norm="ortho")
+        if not self._loop_axes:
+            return coil_images * self._loop_weights
+        spectrum = torch.fft.fftn(coil_images, dim=self._loop_axes, norm="backward")
+        return torch.fft.ifftn(spectrum * self._loop_weights, dim=self._loop_axes, norm="forward")
 
     def _coils(self, elements_per_coil: int) -> Iterator[slice]:
         coils = self.maps.shape[-3]
-        step = max(1, min(coils, _CHUNK_ELEMENTS // max(1, elements_per_coil)))
+        chunk = _CUDA_CHUNK if self.maps.is_cuda else _CPU_CHUNK
+        step = max(1, min(coils, chunk // max(1, elements_per_coil)))
         for first in range(0, coils, step):
             yield slice(first, min(first + step, coils))
 

@@ -26,7 +26,7 @@ class SenseSettings(Settings):
 
     iterations: int = Field(30, gt=0, le=1000, description="the most iterations of the conjugate gradient")
     lam: float = Field(
-        10.0,
+        8.0,
         ge=0,
         description="Tikhonov weight in units of the scan's noise-to-signal power: 1 is the Wiener weight of a white "
         "image, images are smoother than white, so more is better; 0 is plain SENSE",
@@ -134,7 +134,10 @@ def combine_sets(images: torch.Tensor, model: SenseModel) -> torch.Tensor:
     With one set it is that image. With several the magnitude is the root sum of squares over the sets and the phase
     that of the first one (of the second where the first is zero): in a fold-over of anatomy the sets belong to
     different places, whose phases are unrelated, and a complex sum could cancel.
+
+    Pixels without a map are set to zero: the data say nothing of them, and a prior fills them with what suits it.
     """
+    images = images * (model.maps != 0).any(-3)
     if not model.sets:
         return images
     phase = images.select(-3, 0)

@@ -15,7 +15,7 @@ _GRADIENT_NORM = 8.0
 """Bound of the squared norm of `gradient` in two dimensions."""
 
 _DUAL_STEP = 0.3
-"""Without units: A and `gradient` both keep the image's. 0.1 to 1 converge alike on a brain, 0.003 is far slower."""
+"""Without units, as A and `gradient` keep the image's. 0.1 to 1 converge alike on a brain, 0.003 is far slower."""
 
 _WINDOW = 10
 """Iterations over which the objective must have settled."""
@@ -25,7 +25,9 @@ class TvSettings(Settings):
     """Settings of `tv`."""
 
     lam: float = Field(
-        0.2, gt=0, description="weight of the total variation in units of the noise (`threshold_unit`); more is flatter"
+        0.15,
+        gt=0,
+        description="weight of the total variation in units of the noise (`threshold_unit`); more is flatter",
     )
     iterations: int = Field(500, gt=0, le=10000, description="the most iterations")
     tolerance: float = Field(

@@ -33,7 +33,7 @@ class L1WaveletSettings(Settings):
     """Settings of `l1_wavelet`."""
 
     lam: float = Field(
-        0.3,
+        0.2,
         gt=0,
         description="threshold of the wavelet coefficients in units of the noise (`threshold_unit`); more is smoother",
     )

@@ -54,12 +54,15 @@ def test_normal_of_a_line_mask_calls_one_dimensional_transforms_and_no_shift(mon
     expected = model.H(model(x))
     dims = []
     plain = torch.fft.fftn
-    monkeypatch.setattr(torch.fft, "fftn", lambda t, dim, norm: dims.append(tuple(dim)) or plain(t, dim=dim, norm=norm))
+    monkeypatch.setattr(
+        torch.fft, "fftn", lambda t, dim, norm: dims.append((t.shape[-1], dim)) or plain(t, dim=dim, norm=norm)
+    )
     for shift in ("fftshift", "ifftshift"):
         monkeypatch.setattr(torch.fft, shift, lambda *_: pytest.fail("a shift in the loop"))
     monkeypatch.setattr(torch, "roll", lambda *_: pytest.fail("a roll in the loop"))
     torch.testing.assert_close(model.normal(x), expected)
-    assert dims == [(-2,)]
+    # Along y (of length 9), on transposed images.
+    assert dims == [(9, (-1,))]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -71,12 +74,16 @@ def test_sigpy_has_the_same_model(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("sets", [False, True])
-def test_batches_equal_their_elements(sets: bool) -> None:
+@pytest.mark.parametrize("lines", [False, True])
+def test_batches_equal_their_elements(lines: bool, sets: bool) -> None:
     size = (8, 5)
     shape = (2, SETS, COILS, *size) if sets else (2, COILS, *size)
     maps = random_complex(*shape, dtype=torch.complex128)
     mask = torch.stack([make_mask("points", *size), make_mask("lines_x", *size).expand(*size)])
+    if lines:
+        mask = mask[..., :1]
     model = SenseModel(maps, mask, sets=sets)
+    assert model.transformed == ((-2,) if lines else (-2, -1))
     x = random_complex(3, 2, *model.image_shape, seed=3, dtype=torch.complex128)
     y = random_complex(3, 2, *model.coil_shape, seed=4, dtype=torch.complex128)
     for index in range(2):
@@ -92,7 +99,7 @@ def test_coil_chunks_change_nothing(sets: bool, monkeypatch: pytest.MonkeyPatch)
     x = random_complex(2, *model.image_shape, dtype=torch.complex128)
     y = random_complex(2, *model.coil_shape, dtype=torch.complex128)
     whole = model.normal(x), model.H(y)
-    monkeypatch.setattr("scanprior.models.forward._CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("scanprior.models.forward._CPU_CHUNK", 1)
     torch.testing.assert_close((model.normal(x), model.H(y)), whole)
 
 
