@@ -21,6 +21,10 @@ from scanprior.sim.scan import simulate
 
 VARIATIONS: list[dict[str, float]] = [
     {},
+    {"crop": 0.0},
+    {"crop": 0.6},
+    {"crop": 0.95},
+    {"cg_iterations": 5},
     {"steps": 20},
     {"steps": 60},
     {"eta": 0.6},
@@ -31,7 +35,6 @@ VARIATIONS: list[dict[str, float]] = [
     {"sigma_end": 0.02},
     {"max_ratio": 20},
     {"max_ratio": 200},
-    {"cg_iterations": 5},
     {"samples": 8},
 ]
 
@@ -75,7 +78,9 @@ def main() -> None:
         results = [run(name, load_recipe(name), path, truth, arguments.threads) for path, truth in scans]
         print(f"{name}: " + " ".join(f"{r.scores[0, 0]:.2f}" for r in results), flush=True)
     for change in chosen:
-        recipe = recipe_from(base | {"settings": base["settings"] | change}, "dds")
+        settings = {key: value for key, value in change.items() if key != "crop"}
+        maps = base["maps"] | {key: value for key, value in change.items() if key == "crop"}
+        recipe = recipe_from(base | {"settings": base["settings"] | settings, "maps": maps}, "dds")
         began = time.perf_counter()
         results = [run("dds", recipe, path, truth, arguments.threads) for path, truth in scans]
         each = [float(r.scores[0, 0]) for r in results]

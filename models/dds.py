@@ -88,9 +88,7 @@ def dds(scan: Scan, prior: DiffusionPrior, settings: DDSSettings, progress: Prog
         if progress is not None:
             progress(step + 1, settings.steps)
 
-    # where no coil sees anything the samples are the prior's alone: that is no image
-    seen = scan.maps.abs().square().sum(-3) > 0
-    samples = combine_sets(x * scale * seen, model)
+    samples = combine_sets(x * scale, model)
     return Reconstruction(
         samples.mean(0),
         samples.abs().std(0) if settings.samples > 1 else None,
