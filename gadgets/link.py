@@ -32,6 +32,7 @@ from scanprior.gadgets.mrd import (
     ReconData,
     Response,
     Text,
+    Waveform,
 )
 
 log = logging.getLogger(__name__)
@@ -278,6 +279,8 @@ class Link:
                 f"{MessageId(frame.id).name.lower()} (id {frame.id}) came without an MRD header "
                 "(the header is 'Dummy XML header', which is for images alone)"
             )
+        elif isinstance(message, Waveform) and self._session is not None and not self._opening.dialect.returns_waveforms:
+            log.debug("a waveform ends here: %s awaits images", self._opening.dialect.name)
         else:
             self._send(frame)
 
