@@ -7,11 +7,13 @@ number of threads, whatever that is: a sum in another order has other last bits.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from peers import (
     ImageBytes,
+    PeerScan,
     Replies,
     ServerProcess,
     by_connect,
@@ -45,15 +47,27 @@ def by_replay(path: Path, recipe: str, **parameters: object) -> list[ImageBytes]
     return [(image.head.tobytes(), image.meta.encode(), image.data.tobytes()) for image in images]
 
 
+def by_all_ways(server: ServerProcess, scan: PeerScan, recipe: str, **parameters: object) -> dict[str, Replies]:
+    """All of them at once, which also is a test of the server."""
+    with ThreadPoolExecutor() as pool:
+        running = {
+            "connect": pool.submit(by_connect, server.port, scan, recipe, **parameters),
+            "fire": pool.submit(by_fire, server.port, scan, recipe, **parameters),
+            "execute": pool.submit(by_execute, scan, recipe, **parameters),
+            "pipe": pool.submit(by_pipe, scan, recipe, **parameters),
+        }
+        return {way: future.result() for way, future in running.items()}
+
+
 @pytest.mark.parametrize(
     ("name", "recipe", "parameters", "count"),
     [
         ("siemens_gre_phantom", "zero-filled", {}, 1),
-        ("brain8ch_poisson_r8", "sense", {"steps": 5}, 1),
+        ("brain8ch_poisson_r8", "zero-filled", {}, 1),
         ("brain_t2_1ch_full", "zero-filled", {"output": "complex"}, 1),
         ("brain_t2_8ch_full", "zero-filled", {}, 1),
         ("brain_t2_8ch_r4", "sense", {"steps": 5}, 1),
-        ("brain_t2_multislice_r3", "sense", {"steps": 3}, 12),
+        ("brain_t2_multislice_r3", "zero-filled", {}, 12),
         ("phantom16ch_grappa", "sense", {}, 1),
         ("small", "dds", {"steps": 2, "samples": 2}, 8),
         ("small_noise", "dds", {"steps": 2, "samples": 2}, 8),
@@ -66,13 +80,7 @@ def test_all_ways_give_the_same_images(
     expected = by_replay(path, recipe, **parameters)
     assert len(expected) == count
     scan = read_scan(path)
-    ways = {
-        "connect": by_connect(server.port, scan, recipe, **parameters),
-        "fire": by_fire(server.port, scan, recipe, **parameters),
-        "execute": by_execute(scan, recipe, **parameters),
-        "pipe": by_pipe(scan, recipe, **parameters),
-    }
-    for way, replies in ways.items():
+    for way, replies in by_all_ways(server, scan, recipe, **parameters).items():
         assert replies.closed, way
         assert not replies.errors + replies.texts, way
         assert replies.status in (None, 0), (way, replies.log)
@@ -88,15 +96,14 @@ def test_epi_is_refused_the_same_on_all_ways(server: ServerProcess, tmp_path: Pa
     told = str(refusal.value)
     assert told == "trajectory 'epi' is not supported; supported: Cartesian 2-D and 3-D scans with one encoding space"
     scan = read_scan(path)
-    connect, fire = by_connect(server.port, scan, "zero-filled"), by_fire(server.port, scan, "zero-filled")
-    execute, pipe = by_execute(scan, "zero-filled"), by_pipe(scan, "zero-filled")
+    ways = by_all_ways(server, scan, "zero-filled")
+    connect, fire, execute, pipe = (ways[way] for way in ("connect", "fire", "execute", "pipe"))
     assert (connect.errors, connect.texts) == ([told], [])
     assert (execute.errors, execute.texts) == ([told], [])
     assert (fire.errors, fire.texts) == ([], [f"ERR     {told}\0"])
     assert (pipe.errors, pipe.texts, pipe.status) == ([], [], 1)
     assert told in pipe.log
-    replies: Replies
-    for replies in (connect, fire, execute, pipe):
+    for replies in ways.values():
         assert not replies.images
         assert replies.closed
     # and the server is none the worse
