@@ -295,10 +295,6 @@ class ServerProcess:
     port: int
     lines: list[str]
 
-    def logged(self, pattern: str) -> list[tuple[str, ...]]:
-        """Groups of all matches in the log so far."""
-        return [found.groups() for line in list(self.lines) for found in re.finditer(pattern, line)]
-
 
 @contextmanager
 def serving(*options: str) -> Iterator[ServerProcess]:
