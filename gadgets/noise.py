@@ -208,6 +208,8 @@ def estimate_noise(data: SliceData) -> Noise:
     radius = (radius_line[:, None] + ((columns - width // 2) / width) ** 2).ravel()
     samples = data.kspace[:, kz, ky, data.readout[0] : data.readout[1]].reshape(coils, -1)
     acquired = np.flatnonzero(samples.any(0))
+    if not data.kspace.any():
+        raise ScanError(f"{data.key} has only zeros in its {np.count_nonzero(data.counts)} lines")
     if len(acquired) < 2 * coils:
         raise ScanError(
             f"{data.key} has no noise scan, and {len(acquired)} non-zero samples of {coils} coils: "

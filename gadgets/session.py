@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -86,7 +85,7 @@ class ScanSession:
         self._estimated: Noise | None = None
         self._maps: dict[Key, tuple[np.ndarray, torch.Tensor]] = {}  # worker's thread only
         self._index = 0  # worker's thread only
-        self._failures: Counter[str] = Counter()
+        self._failures: dict[str, list[Key | None]] = {}  # and which images each of them concerns
         self._more_failures = 0
         self._room = threading.Condition()
         self._jobs: dict[Future[None], int] = {}  # those that are not done, and their bytes
@@ -142,7 +141,7 @@ class ScanSession:
             self._room.wait_for(lambda: not self._jobs or self._stopped)
         if self._stopped:
             return
-        told = [f"{text} ({count} times)" if count > 1 else text for text, count in self._failures.items()]
+        told = [_in_one(text, keys) for text, keys in self._failures.items()]
         more = len(told) + self._more_failures - MAX_FAILURES_TOLD
         log.info("scan ends: %d images, %d failures, %.1f s", self._index, len(told), self.timing.now())
         if told:
@@ -257,19 +256,18 @@ class ScanSession:
         if not isinstance(error, ValueError):
             log.exception("%s failed", key)
         text = str(error) or type(error).__name__
-        where = f"slice {key.slice}, repetition {key.repetition}"
-        self._note(text if str(key) in text or where in text else f"{where}: {text}")
+        self._note(text, None if str(key) in text else key)
 
-    def _note(self, failure: str) -> None:
+    def _note(self, failure: str, key: Key | None = None) -> None:
         """Keep a failure for `close` to tell; the log has it at once."""
         with self._room:
             first = failure not in self._failures
             if first and len(self._failures) >= MAX_FAILURES_LOGGED:
                 self._more_failures += 1
                 return
-            self._failures[failure] += 1
+            self._failures.setdefault(failure, []).append(key)
         if first:
-            log.error("%s", failure)
+            log.error("%s", failure if key is None else f"{key}: {failure}")
 
     def _compression(self, data: SliceData, whitening: Whitening) -> Compression | None:
         wanted = self.recipe.compression
@@ -371,6 +369,17 @@ class ScanSession:
     def _go_on(self) -> None:
         if self._stopped:
             raise Aborted
+
+
+def _in_one(failure: str, keys: list[Key | None]) -> str:
+    """What befell one image or many, in one statement."""
+    named = [str(key) for key in keys if key is not None]
+    if not named:
+        return failure if len(keys) == 1 else f"{failure} ({len(keys)} times)"
+    if len(keys) == 1:
+        return f"{named[0]}: {failure}"
+    shown = "; ".join(named[:MAX_FAILURES_TOLD]) + ("; ..." if len(named) > MAX_FAILURES_TOLD else "")
+    return f"{failure} ({len(keys)} images: {shown})"
 
 
 _engine: Engine | None = None

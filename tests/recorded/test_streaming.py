@@ -127,7 +127,7 @@ def test_maps_begin_before_the_last_line(server: ServerProcess, scan: PeerScan) 
     first_end = next(n for n, line in enumerate(scan.acquisitions) if line.is_flag_set(LAST_IN_SLICE))
     for acquisition in scan.acquisitions[:first_end]:
         patient.send(acquisition)
-    wanted = re.compile(r"maps of Key\(slice=0, .* from .* calibration samples")
+    wanted = re.compile(r"maps of slice 0, repetition 0 from .* calibration samples")
     for _ in range(int(PATIENCE_S * 20)):
         if any(wanted.search(line) for line in server.lines[before:]):
             break
