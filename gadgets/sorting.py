@@ -36,6 +36,7 @@ LEFT_OUT_BITS = sum(LEFT_OUT)
 FEEDBACK = (1 << 25) | (1 << 27)
 DEFAULT_BUDGET = 4 << 30
 
+
 class Sorter:
     """Turns a stream of acquisitions into slices.
 

@@ -31,6 +31,8 @@ def train(
     """Train a diffusion prior on magnitude images, with random contrast, phase, size and pose.
 
     Writes prior.safetensors (usable as `prior:` of a recipe), curve.csv and samples.png as it goes.
+
+    Example: scanprior train --data images/ --out runs/mine --steps 30000
     """
     try:
         from scanprior.sim.training import TrainingSettings, find_images, load_images, train_prior

@@ -330,5 +330,3 @@ def serving(*options: str) -> Iterator[ServerProcess]:
             process.wait()
             listener.join(PATIENCE_S)
     assert process.returncode == 0, lines[-20:]
-
-

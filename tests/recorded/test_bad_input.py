@@ -169,9 +169,7 @@ def test_truncated_frame_after_an_image(server: Server, scan: PeerScan, dialect:
     peer.wire.id(1008)
     peer.wire.write(b"".join(pieces)[:1000])
     replies = peer.finish(close=False)
-    assert peer.told(replies) == (
-        "the stream was cut short: it ended after 660 of 4096 bytes of acquisition samples"
-    )
+    assert peer.told(replies) == ("the stream was cut short: it ended after 660 of 4096 bytes of acquisition samples")
     assert len(replies.images) == 1
 
 
@@ -372,7 +370,7 @@ def test_an_all_zero_slice_does_not_take_the_others_with_it(server: Server, scan
         ({"recipe": "sense", "steps": "0"}, "settings.iterations: Input should be greater than 0, found 0"),
         ({"recipe": "sense", "steps": "many"}, "parameter 'steps': expected a whole number, found 'many'"),
         ({"recipe": "sense", "samples": "2"}, "parameter 'samples': the method 'sense' of this recipe has no such"),
-        ({"recipe": "sense", "output": "phase"}, "outputs.image: Input should be 'magnitude' or 'complex', found 'phase'"),
+        ({"recipe": "sense", "output": "phase"}, "image: Input should be 'magnitude' or 'complex', found 'phase'"),
         ({"recipe": "sense", "std": "maybe"}, "parameter 'std': expected true or false, found 'maybe'"),
         ({"recipe": "sense", "whitened": "2"}, "parameter 'whitened': expected true or false, found '2'"),
         ({"recipe": "sense", "device": "tpu"}, "device: String should match pattern"),

@@ -165,5 +165,3 @@ def test_the_same_scan_in_another_order_is_the_same_image() -> None:
     ((first,), (second,)) = found
     np.testing.assert_allclose(first.data, second.data, atol=1e-4 * first.data.max())
     assert first.head.tobytes() == second.head.tobytes()
-
-
