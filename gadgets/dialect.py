@@ -41,6 +41,9 @@ class Dialect:
         Gadgetron's server in one of three cases, one of 1 ms or later in none.
     echoes_header
         Whether the header opens the stream of replies.
+    returns_waveforms
+        Whether the waveforms of a scan that is reconstructed go on to the peer. Gadgetron's next gadgets may want them
+        (one that nobody takes is dropped without a word). FIRE's scanner has them already and awaits images.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Dialect:
     at_once: bool = False
     settle_s: float = 0.0
     echoes_header: bool = False
+    returns_waveforms: bool = True
 
     def failure(self, text: str) -> list[Message]:
         """The messages that tell the operator of a failure."""
@@ -65,7 +69,7 @@ class Dialect:
 
 
 GADGETRON = Dialect("Gadgetron", failure_by="error", settle_s=0.05)
-FIRE = Dialect("FIRE", failure_by="text", at_once=True)
+FIRE = Dialect("FIRE", failure_by="text", at_once=True, returns_waveforms=False)
 PIPE = Dialect("pipe", failure_by="log", echoes_header=True)
 
 

@@ -15,7 +15,7 @@ from scanprior.gadgets.slices import SliceData
 
 MAGNITUDE, COMPLEX = 1, 5  # image_type; Gadgetron throws on 0
 FLOAT32, COMPLEX64 = 5, 7  # data_type
-MAGNITUDE_SERIES, STD_SERIES, COMPLEX_SERIES = 1, 2, 3  # a series holds one size and one pixel type only
+IMAGE_SERIES, STD_SERIES = 1, 2  # a series holds one size and one pixel type only
 
 
 def assemble(batch: np.ndarray, volume: bool) -> np.ndarray:
@@ -62,8 +62,8 @@ def make_images(
     complex_image: bool = False,
     window: bool = True,
 ) -> list[Image]:
-    """MRD images of one reconstruction: the magnitude (series 1), the map of its standard deviation (series 2) if
-    there is one, and with `complex_image` the complex image (series 3).
+    """MRD images of one reconstruction: the image (series 1), and the map of the standard deviation of its magnitude
+    (series 2) if there is one.
 
     Parameters
     ----------
@@ -73,6 +73,9 @@ def make_images(
         The same shape, real; or None.
     info
         `Reconstruction.info`.
+    complex_image
+        Send the image complex, and not its magnitude: what Gadgetron's ExtractGadget takes. Not both, since a chain
+        behind that makes the magnitude itself would end up with every image twice.
     index
         image_index, from 1, the same for all images of one slice.
     window
@@ -94,7 +97,6 @@ def make_images(
     method = str(info.get("method", "recon"))
     steps = history(info, problem.notes)
     pixels = fit_recon_matrix(assemble(image, problem.volume), encoding)
-    magnitude = np.abs(pixels).astype(np.float32)
 
     def message(array: np.ndarray, series: int, letter: str, suffix: str, comment: str) -> Image:
         head = image_header(array, source, encoding, series=series, index=index)
@@ -106,13 +108,15 @@ def make_images(
         head["attribute_string_len"] = len(meta)
         return Image(head, array[None], meta)
 
-    images = [message(magnitude, MAGNITUDE_SERIES, "M", method, f"Scanprior {method}")]
+    if complex_image:
+        images = [message(pixels, IMAGE_SERIES, "C", method, f"Scanprior {method}")]
+    else:
+        magnitude = np.abs(pixels).astype(np.float32)
+        images = [message(magnitude, IMAGE_SERIES, "M", method, f"Scanprior {method}")]
     if std is not None:
         deviation = fit_recon_matrix(assemble(std, problem.volume), encoding)
         comment = f"Scanprior {method}: standard deviation of the magnitude"
         images.append(message(deviation, STD_SERIES, "STD", method + "_std", comment))
-    if complex_image:
-        images.append(message(pixels, COMPLEX_SERIES, "C", method + "_complex", f"Scanprior {method}"))
     return images
 
 

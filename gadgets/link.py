@@ -32,6 +32,7 @@ from scanprior.gadgets.mrd import (
     ReconData,
     Response,
     Text,
+    Waveform,
 )
 
 log = logging.getLogger(__name__)
@@ -262,7 +263,7 @@ class Link:
         self._abort()
 
     def _handle(self, frame: Frame) -> None:
-        message = frame.message
+        message, dialect = frame.message, self._opening.dialect
         if isinstance(message, Text):
             log.info("the peer says: %s", message.text)
         elif isinstance(message, ErrorText):
@@ -278,6 +279,8 @@ class Link:
                 f"{MessageId(frame.id).name.lower()} (id {frame.id}) came without an MRD header "
                 "(the header is 'Dummy XML header', which is for images alone)"
             )
+        elif isinstance(message, Waveform) and self._session is not None and not dialect.returns_waveforms:
+            log.debug("a waveform ends here: %s awaits images", dialect.name)
         else:
             self._send(frame)
 

@@ -15,7 +15,7 @@ from scanprior.gadgets.errors import ScanError
 from scanprior.gadgets.mrd import Acquisition
 from scanprior.gadgets.slices import SliceData
 from scipy.linalg import solve_triangular
-from scipy.stats import gamma
+from scipy.special import gammaincinv
 
 log = logging.getLogger(__name__)
 
@@ -208,6 +208,8 @@ def estimate_noise(data: SliceData) -> Noise:
     radius = (radius_line[:, None] + ((columns - width // 2) / width) ** 2).ravel()
     samples = data.kspace[:, kz, ky, data.readout[0] : data.readout[1]].reshape(coils, -1)
     acquired = np.flatnonzero(samples.any(0))
+    if not data.kspace.any():
+        raise ScanError(f"{data.key} has only zeros in its {np.count_nonzero(data.counts)} lines")
     if len(acquired) < 2 * coils:
         raise ScanError(
             f"{data.key} has no noise scan, and {len(acquired)} non-zero samples of {coils} coils: "
@@ -229,7 +231,7 @@ def _gaussian_part(noise: np.ndarray) -> np.ndarray:
     coils, samples = noise.shape
     power = np.median(np.abs(noise) ** 2, axis=1) / math.log(2)  # |n|^2 is exponential
     covariance = np.diag(power).astype(np.complex128)
-    limit = gamma.ppf(0.999, coils)
+    limit = gammaincinv(coils, 0.999)  # scipy.stats would say it more plainly, and takes half a second to import
     keep = np.ones(samples, bool)
     for _ in range(10):
         distance = np.einsum("ik,ik->k", noise.conj(), np.linalg.pinv(covariance, hermitian=True) @ noise).real

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ log = logging.getLogger(__name__)
 MAX_PENDING_BYTES = 4 << 30  # k-space that waits for the worker; over it, the input waits
 MAX_MAPS_BYTES = 1 << 30  # coil maps kept for slices that are still being acquired
 MAX_FAILURES_TOLD = 5
+MAX_FAILURES_LOGGED = 100  # texts that differ; a scan in which every readout is bad has no end of them
 
 
 class Aborted(Exception):
@@ -85,10 +85,11 @@ class ScanSession:
         self._estimated: Noise | None = None
         self._maps: dict[Key, tuple[np.ndarray, torch.Tensor]] = {}  # worker's thread only
         self._index = 0  # worker's thread only
-        self._failures: Counter[str] = Counter()
-        self._futures: list[Future[None]] = []
+        self._failures: dict[str, list[Key | None]] = {}  # and which images each of them concerns
+        self._more_failures = 0
         self._room = threading.Condition()
-        self._pending_bytes = 0
+        self._jobs: dict[Future[None], int] = {}  # those that are not done, and their bytes
+        self._submitted = 0
         self._stopped = False
         log.info(
             "scan begins: recipe %s, method %s, matrix %s, %s", recipe.name, recipe.method,
@@ -102,8 +103,8 @@ class ScanSession:
     def feed(self, message: Acquisition | Bucket | ReconData) -> None:
         """Take an acquisition, or what Gadgetron's gadgets made of acquisitions.
 
-        One that contradicts the header is left out, which `close` will tell: what came before is kept, and the next can
-        be fed.
+        One that contradicts the header is left out, which `close` and the history of its image will tell: what came
+        before is kept, and the next can be fed.
         """
         if isinstance(message, Acquisition):
             self._add(message)
@@ -124,11 +125,11 @@ class ScanSession:
             events = self._sorter.add(acquisition)
         except ScanError as error:
             self._note(str(error))
-        else:
-            self._handle(events)
+            events = self._sorter.ended_by(acquisition)
+        self._handle(events)
 
     def close(self) -> None:
-        """The input has ended: reconstruct what is left, and wait until every image is sent.
+        """The input has ended: reconstruct what is left, and wait until every image is sent, or `abort` is called.
 
         Raises
         ------
@@ -136,25 +137,33 @@ class ScanSession:
             One text for all that went wrong. All images that could be made have been sent.
         """
         self._handle(self._sorter.flush())
-        for future in self._futures:
-            future.result()
-        told = [f"{text} ({count} times)" if count > 1 else text for text, count in self._failures.items()]
+        with self._room:
+            self._room.wait_for(lambda: not self._jobs or self._stopped)
+        if self._stopped:
+            return
+        told = [_in_one(text, keys) for text, keys in self._failures.items()]
+        more = len(told) + self._more_failures - MAX_FAILURES_TOLD
         log.info("scan ends: %d images, %d failures, %.1f s", self._index, len(told), self.timing.now())
         if told:
-            more = f"; and {len(told) - MAX_FAILURES_TOLD} more" if len(told) > MAX_FAILURES_TOLD else ""
-            raise ScanError("; ".join(told[:MAX_FAILURES_TOLD]) + more)
-        if not self._futures:
+            told = told[:MAX_FAILURES_TOLD]
+            told += [f"and {more} more"] if more > 0 else []
+            refused = self._sorter.left_out["refused"]
+            told += [f"{refused} readouts were left out, as the history of their images says"] if refused else []
+            raise ScanError("; ".join(told))
+        if not self._submitted:
             log.warning("the scan ended without imaging readouts: a noise scan alone, or nothing at all")
 
     def abort(self, reason: str) -> None:
         """Give the scan up: nothing more is reconstructed. Returns when the worker has let go of it."""
         log.warning("scan is given up: %s", reason)
-        self._stopped = True
         with self._room:
+            self._stopped = True
+            jobs = list(self._jobs)
             self._room.notify_all()
-        for future in self._futures:
-            if not future.cancel():
-                future.exception()
+        for job in jobs:
+            job.cancel()
+        with self._room:
+            self._room.wait_for(lambda: not self._jobs)
 
     def _handle(self, events: list[Event]) -> None:
         for event in events:
@@ -166,7 +175,11 @@ class ScanSession:
     def _acs_ready(self, data: SliceData) -> None:
         if not self.recipe.needs_maps:
             return
-        whitening = self._whitening(data, complete=False)
+        try:
+            whitening = self._whitening(data, complete=False)
+        except ScanError as error:  # the slice will meet it again, and tell
+            log.info("maps of %s wait for the whole slice: %s", data.key, error)
+            return
         if whitening is not None:
             log.info("ACS of %s is complete after %.3f s: maps begin", data.key, self.timing.now())
             self._submit(data, lambda: self._estimate_maps(data, whitening))
@@ -202,29 +215,40 @@ class ScanSession:
 
     def _submit(self, data: SliceData, job: Callable[[], None]) -> None:
         size = data.kspace.nbytes + (data.acs.kspace.nbytes if data.acs is not None else 0)
-        with self._room:
-            if self._pending_bytes + size > MAX_PENDING_BYTES and self._pending_bytes:
-                log.warning("input waits: %d MB of k-space are queued for reconstruction", self._pending_bytes >> 20)
-                self._room.wait_for(lambda: self._pending_bytes == 0 or self._stopped or self._fits(size))
-            self._pending_bytes += size
 
         def run() -> None:
             try:
-                if not self._stopped:
-                    job()
+                self._go_on()
+                job()
             except Aborted:
-                pass
+                log.info("%s is given up", data.key)
             except Exception as error:  # noqa: BLE001  whatever it was, it is told, and the next slice is tried
                 self._fail(data.key, error)
-            finally:
-                with self._room:
-                    self._pending_bytes -= size
-                    self._room.notify_all()
 
-        self._futures.append(self.engine.worker.submit(run))
+        with self._room:
+            if not self._fits(size):
+                log.warning("input waits: %d MB of k-space are queued for reconstruction", self._pending >> 20)
+                self._room.wait_for(lambda: self._fits(size) or self._stopped)
+            if self._stopped:
+                return
+            future = self.engine.worker.submit(run)
+            self._jobs[future] = size
+            self._submitted += 1
+        future.add_done_callback(self._done)
+
+    @property
+    def _pending(self) -> int:
+        return sum(self._jobs.values())
 
     def _fits(self, size: int) -> bool:
-        return self._pending_bytes + size <= MAX_PENDING_BYTES
+        return not self._jobs or self._pending + size <= MAX_PENDING_BYTES
+
+    def _done(self, job: Future[None]) -> None:
+        if job.cancelled() and not self._stopped:
+            self._note("the reconstruction was shut down before all images were made")
+        with self._room:
+            del self._jobs[job]
+            self._room.notify_all()
 
     # -- the worker's thread ------------------------------------------------------------------------------------
 
@@ -232,16 +256,18 @@ class ScanSession:
         if not isinstance(error, ValueError):
             log.exception("%s failed", key)
         text = str(error) or type(error).__name__
-        where = f"slice {key.slice}, repetition {key.repetition}"
-        self._note(text if str(key) in text or where in text else f"{where}: {text}")
+        self._note(text, None if str(key) in text else key)
 
-    def _note(self, failure: str) -> None:
+    def _note(self, failure: str, key: Key | None = None) -> None:
         """Keep a failure for `close` to tell; the log has it at once."""
         with self._room:
-            self._failures[failure] += 1
-            first = self._failures[failure] == 1
+            first = failure not in self._failures
+            if first and len(self._failures) >= MAX_FAILURES_LOGGED:
+                self._more_failures += 1
+                return
+            self._failures.setdefault(failure, []).append(key)
         if first:
-            log.error("%s", failure)
+            log.error("%s", failure if key is None else f"{key}: {failure}")
 
     def _compression(self, data: SliceData, whitening: Whitening) -> Compression | None:
         wanted = self.recipe.compression
@@ -284,6 +310,12 @@ class ScanSession:
             self._maps.pop(next(iter(self._maps)))
         return maps
 
+    def _forget_maps_before(self, used: Key) -> None:
+        """Of a dynamic scan whose repetitions have calibration lines of their own, only the latest maps are kept."""
+        for key in list(self._maps):
+            if key.repetition < used.repetition and key._replace(repetition=used.repetition) == used:
+                del self._maps[key]
+
     def _reconstruct(self, data: SliceData, whitening: Whitening, ready: float) -> None:
         began = self.timing.now()
         problem = prepare(data, self.encoding, whitening, self._compression(data, whitening))
@@ -292,6 +324,8 @@ class ScanSession:
             # without calibration lines ESPIRiT itself says what can be done
             acs = problem.kspace[..., :0, :] if problem.acs is None else problem.acs
             maps = self._maps_for(problem.acs_key or problem.key, acs, self._image_shape(data))
+            self._forget_maps_before(problem.acs_key or problem.key)
+        self._go_on()
         result = self._run_method(problem, maps)
         image = complete(result.image.cpu().numpy(), problem, self.recipe.partial_fourier)
         std = result.std.cpu().numpy() if result.std is not None and self.recipe.outputs.std else None
@@ -301,6 +335,7 @@ class ScanSession:
             index=self._index, complex_image=self.recipe.outputs.image == "complex",
         )  # fmt: skip
         for message in images:
+            self._go_on()
             self._send(message)
         sent = self.timing.now()
         if self.timing.first_image is None:
@@ -329,8 +364,22 @@ class ScanSession:
         return self._settings.model_copy(update={"seed": int(seed)})
 
     def _progress(self, step: int, steps: int) -> None:
+        self._go_on()
+
+    def _go_on(self) -> None:
         if self._stopped:
             raise Aborted
+
+
+def _in_one(failure: str, keys: list[Key | None]) -> str:
+    """What befell one image or many, in one statement."""
+    named = [str(key) for key in keys if key is not None]
+    if not named:
+        return failure if len(keys) == 1 else f"{failure} ({len(keys)} times)"
+    if len(keys) == 1:
+        return f"{named[0]}: {failure}"
+    shown = "; ".join(named[:MAX_FAILURES_TOLD]) + ("; ..." if len(named) > MAX_FAILURES_TOLD else "")
+    return f"{failure} ({len(keys)} images: {shown})"
 
 
 _engine: Engine | None = None

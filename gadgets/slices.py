@@ -17,6 +17,11 @@ class Key(NamedTuple):
     repetition: int
     set: int
 
+    def __str__(self) -> str:
+        """As an operator would say it: counters other than slice and repetition only where they count."""
+        others = [f", {name} {getattr(self, name)}" for name in ("contrast", "phase", "set") if getattr(self, name)]
+        return f"slice {self.slice}, repetition {self.repetition}{''.join(others)}"
+
 
 @dataclass(frozen=True)
 class Acs:

@@ -36,6 +36,7 @@ LEFT_OUT_BITS = sum(LEFT_OUT)
 FEEDBACK = (1 << 25) | (1 << 27)
 DEFAULT_BUDGET = 4 << 30
 
+
 class Sorter:
     """Turns a stream of acquisitions into slices.
 
@@ -66,6 +67,7 @@ class Sorter:
         self.max_bytes = max_bytes
         self.noise = NoiseScan()
         self.left_out: Counter[str] = Counter()
+        self._refused: Counter[Key] = Counter()
         self._channels = encoding.receiver_channels
         self._width: int | None = None
         self._slots: dict[Key, Slot] = {}
@@ -93,13 +95,23 @@ class Sorter:
         ------
         ScanError
             The readout contradicts the header or the readouts before it. It is not taken; all before it are kept,
-            and the next can be added.
+            and the next can be added. The image that it belongs to says in its notes that it misses it.
         """
         try:
             return self._add(acquisition)
         except ScanError:
             self.left_out["refused"] += 1
+            key = self._known_key(acquisition.head)
+            if key is not None and not int(acquisition.head["flags"]) & NOISE:
+                self._refused[key] += 1
             raise
+
+    def ended_by(self, acquisition: Acquisition) -> list[Event]:
+        """What ends with a readout that `add` refused: no other will come that says so."""
+        flags, key = int(acquisition.head["flags"]), self._known_key(acquisition.head)
+        if key is None or flags & NOISE or not flags & ENDS:
+            return []
+        return list(self._close(key, flags, int(acquisition.head["idx"]["average"])))
 
     def _add(self, acquisition: Acquisition) -> list[Event]:
         flags = int(acquisition.head["flags"])
@@ -140,6 +152,12 @@ class Sorter:
 
     def _key(self, idx: np.void) -> Key:
         return Key(int(idx["slice"]), int(idx["contrast"]), int(idx["phase"]), int(idx["repetition"]), int(idx["set"]))
+
+    def _known_key(self, head: np.void) -> Key | None:
+        """Which image a readout belongs to, as far as its header can be believed."""
+        key, limits = self._key(head["idx"]), self.encoding.limits
+        known = all(limits[name].minimum <= value <= limits[name].maximum for name, value in key._asdict().items())
+        return key if known and int(head["encoding_space_ref"]) == 0 else None
 
     def _line(self, acquisition: Acquisition, flags: int) -> Line:
         head, idx = acquisition.head, acquisition.head["idx"]
@@ -343,14 +361,17 @@ class Sorter:
             slot.kspace[:, repeated] /= slot.counts[repeated].astype(np.float32)[None, :, None]
         data = SliceData(
             key, slot.kspace, slot.counts, slot.columns, acs, acs_key, slot.head, (slot.stamps[0], slot.stamps[1]),
-            float(slot.head["sample_time_us"]), int(slot.counts.sum()), self._notes(),
+            float(slot.head["sample_time_us"]), int(slot.counts.sum()), self._notes(key),
         )  # fmt: skip
         return [SliceReady(key, data)]
 
-    def _notes(self) -> dict[str, Any]:
-        """What was left out of the scan so far, for the image's history."""
-        told = ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
-        return {"readouts_left_out": told} if told else {}
+    def _notes(self, key: Key) -> dict[str, Any]:
+        """For the image's history: what was left out of the scan so far, and which of its own lines were refused."""
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()) if reason != "refused")
+        notes: dict[str, Any] = {"readouts_left_out": told} if told else {}
+        if refused := self._refused.pop(key, 0):
+            notes["refused_readouts"] = refused
+        return notes
 
 
 def _place(line: Line, width: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ _MAX_SQUARINGS = 8
 """The power method's 2^8 steps, taken as squarings; sigpy and BART take 100 and 30 steps."""
 
 _REMEDIES = (
-    "acquire ACS lines or a separate reference scan (acquisition flags 20, 21), give `maps:` from a file, "
+    "acquire ACS lines or a separate reference scan (acquisition flags 20, 21), "
     "or use a method without maps (zero-filled with root-sum-of-squares)"
 )
 

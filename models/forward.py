@@ -98,7 +98,7 @@ class SenseModel:
         if scan.maps is None:
             raise ValueError(
                 "this method needs coil maps and the scan has none: estimate them from ACS lines, "
-                "give `maps:` from a file, or use a method without maps (zero-filled with root-sum-of-squares)"
+                "or use a method without maps (zero-filled with root-sum-of-squares)"
             )
         model = cls(scan.maps, scan.mask, sets=scan.maps.ndim == scan.kspace.ndim + 1)
         model._check(scan.kspace, model.coil_shape, "kspace")

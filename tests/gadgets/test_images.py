@@ -70,15 +70,17 @@ def test_header_has_the_geometry_and_time_of_the_centre_line() -> None:
     assert np.allclose(std.data[0, 0], np.abs(image) / 10)
 
 
-def test_complex_image_is_a_series_of_its_own() -> None:
+def test_a_complex_image_takes_the_place_of_the_magnitude() -> None:
     encoding, [(problem, source)] = scan_of("siemens_gre_phantom")
     images = make_images(
         combined(problem), None, problem=problem, source=source, encoding=encoding, info=INFO, index=1,
         complex_image=True,
     )  # fmt: skip
-    head = images[1].head
-    assert (head["image_type"], head["data_type"], head["image_series_index"]) == (5, 7, 3)
-    assert images[1].data.dtype == np.complex64
+    assert len(images) == 1
+    head = images[0].head
+    assert (head["image_type"], head["data_type"], head["image_series_index"]) == (5, 7, 1)
+    assert images[0].data.dtype == np.complex64
+    assert np.allclose(images[0].data[0, 0], combined(problem))
     assert head["patient_table_position"][2] == -1040015
 
 
