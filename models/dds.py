@@ -22,11 +22,11 @@ from .scan import Progress, Reconstruction, Scan, Settings
 class DDSSettings(Settings):
     """Settings of `dds`. Noise levels are per real channel, in the prior's scale (99.5th percentile at 1)."""
 
-    steps: int = Field(40, ge=2, le=1000, description="network evaluations a sample (NFE)")
-    samples: int = Field(4, ge=1, le=256, description="posterior samples; their mean is the image")
+    steps: int = Field(30, ge=2, le=1000, description="network evaluations a sample (NFE)")
+    samples: int = Field(8, ge=1, le=256, description="posterior samples; their mean is the image")
     eta: float = Field(1.0, ge=0, le=1, description="share of fresh noise in each step; 0 is deterministic")
     sigma_start: float = Field(1.0, gt=0, le=80, description="noise put on the CG-SENSE image at the start")
-    sigma_end: float = Field(0.01, gt=0, description="last noise level")
+    sigma_end: float = Field(0.025, gt=0, description="last noise level: about that of the images themselves")
     cg_iterations: int = Field(4, ge=1, le=100, description="CG iterations of the data consistency")
     max_ratio: float = Field(50.0, gt=0, description="cap of the prior's variance over that of the data")
     start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the starting image")

@@ -44,7 +44,7 @@ class Maps(_Section):
 
     kernel: int = Field(6, ge=3, le=12, description="edge of the k-space kernel in samples")
     threshold: float = Field(0.02, gt=0, lt=1, description="singular values kept, relative to the largest")
-    crop: float = Field(0.9, ge=0, lt=1, description="maps are zero where the eigenvalue is below this")
+    crop: float = Field(0.8, ge=0, lt=1, description="maps are zero where the eigenvalue is below this")
     sets: int = Field(1, ge=1, le=4, description="sets of maps; 2 where the field of view is smaller than the head")
 
 

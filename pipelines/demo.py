@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from scanprior.gadgets.engine import Engine
-from scanprior.gadgets.images import MAGNITUDE_SERIES, STD_SERIES
+from scanprior.gadgets.images import IMAGE_SERIES, STD_SERIES
 from scanprior.gadgets.mrd import Image
 from scanprior.sim.scan import simulate
 from tqdm import tqdm
@@ -39,7 +39,7 @@ def main() -> None:
         finally:
             engine.close()
         print(f"recipe {name}: {len(images)} images in {report['seconds']:.1f} s -> {out / name}")
-        columns.append((name, _picture(images, MAGNITUDE_SERIES), "gray"))
+        columns.append((name, _picture(images, IMAGE_SERIES), "gray"))
         if any(int(image.head["image_series_index"]) == STD_SERIES for image in images):
             columns.append((f"{name}: standard deviation", _picture(images, STD_SERIES), "magma"))
     truth = np.abs(np.load(scan.truth)["image"][0, 0])

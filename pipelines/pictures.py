@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from scanprior.gadgets.images import IMAGE_SERIES, STD_SERIES
 from scanprior.gadgets.mrd import Image
-
-STD_SERIES = 2
 
 
 def flat(image: Image) -> np.ndarray:
@@ -36,7 +35,7 @@ def write_pictures(folder: Path, images: list[Image]) -> list[Path]:
     for image in images:
         picture = flat(image)
         series = int(image.head["image_series_index"])
-        kind = {1: "magnitude", STD_SERIES: "std"}.get(series, f"series{series}")
+        kind = {IMAGE_SERIES: "magnitude", STD_SERIES: "std"}.get(series, f"series{series}")
         name = "_".join([kind, *(f"{key}{int(image.head[key]):03d}" for key in varying)])
         top = float(np.percentile(picture, 99.7)) or 1.0
         rows, columns = picture.shape
