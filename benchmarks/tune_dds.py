@@ -1,6 +1,6 @@
 """Choice of DDS's default settings on TRAINING images: simulated scans of them, never test or recorded data.
 
-    python benchmarks/tune_dds.py --data ../shared/data --work /tmp/tune
+    python benchmarks/tune_dds.py --data ../shared/data --work runs/tune
 
 Prints PSNR (mean over the scans) of each variation of the shipped recipe. T2 slices of the training subject and a T1
 slice of the subject that the training holds back, 8 coils, random lines at R = 4 and uniform lines at R = 3, 25 dB.

@@ -199,5 +199,5 @@ def test_recipes_command() -> None:
     for name in ("dds", "sense", "zero-filled"):
         assert f"\n{name}" in "\n" + listed.output
     shown = run.invoke(app, ["recipes", "dds"])
-    assert "samples: 4    # posterior samples" in shown.output
+    assert "samples: 8    # posterior samples" in shown.output
     assert run.invoke(app, ["recipes", "nobody"]).exit_code == 2
