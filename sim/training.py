@@ -164,7 +164,7 @@ def _write_pictures(path: Path, rows: list[torch.Tensor]) -> None:
 
 
 def split_by_subject(stacks: list[ImageStack]) -> tuple[list[ImageStack], list[ImageStack]]:
-    """Training and validation stacks: of files with several subjects the last one validates."""
+    """Training and validation stacks: of files with several subjects the last one validates; if none has, all do."""
     train: list[ImageStack] = []
     validation: list[ImageStack] = []
     for stack in stacks:
@@ -211,7 +211,10 @@ def train_prior(data: list[Path], folder: Path, settings: TrainingSettings) -> P
     average = Average(decay=0.9995)
     held = torch.from_numpy(np.load(validation)[:, :, :128, :128].astype(np.float32))
     module = DenoiserTraining(settings)
-    checkpoint = ModelCheckpoint(folder, filename="last", every_n_train_steps=settings.save_every)
+    # without the counter: a folder that was moved would get last-v1.ckpt, and be resumed from the stale last.ckpt
+    checkpoint = ModelCheckpoint(
+        folder, filename="last", every_n_train_steps=settings.save_every, enable_version_counter=False
+    )
     checkpoint.FILE_EXTENSION = ".ckpt"
     trainer = pl.Trainer(
         max_steps=settings.steps,

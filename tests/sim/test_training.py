@@ -35,12 +35,14 @@ def test_training_learns_resumes_and_leaves_a_prior(data: Path, tmp_path: Path) 
     path = train_prior([data], tmp_path / "run", settings)
     prior = load_prior(str(path))
     assert prior.denoise(torch.zeros(40, 40, dtype=torch.complex64), 0.1).shape == (40, 40)
-    train_prior([data], tmp_path / "run", TrainingSettings(**{**settings.__dict__, "steps": 90}))
-    rows = list(csv.DictReader((tmp_path / "run" / "curve.csv").open()))
+    run = (tmp_path / "run").rename(tmp_path / "moved")
+    train_prior([data], run, TrainingSettings(**{**settings.__dict__, "steps": 90}))
+    assert [path.name for path in run.glob("*.ckpt")] == ["last.ckpt"]
+    rows = list(csv.DictReader((run / "curve.csv").open()))
     assert [int(row["step"]) for row in rows] == [30, 60, 90]
     # the average of the weights lags behind, so little is to be expected of so few steps
     assert float(rows[-1]["rmse_at_0.5"]) < 0.9 * float(rows[0]["rmse_at_0.5"])
-    assert (tmp_path / "run" / "samples.png").stat().st_size > 1000
+    assert (run / "samples.png").stat().st_size > 1000
 
 
 def test_split_keeps_subjects_apart(data: Path) -> None:
