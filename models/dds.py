@@ -65,9 +65,14 @@ def dds(scan: Scan, prior: DiffusionPrior, settings: DDSSettings, progress: Prog
     Raises
     ------
     ValueError
-        If the scan has no maps, or no signal.
+        If the scan has no maps or no signal, or the prior was not trained on the noise levels asked for.
     """
     began = time.perf_counter()
+    if settings.sigma_end < prior.sigma_min or settings.sigma_start > prior.sigma_max:
+        raise ValueError(
+            f"noise levels from sigma_start {settings.sigma_start} to sigma_end {settings.sigma_end} asked for; "
+            f"prior {prior.name!r} was trained from {prior.sigma_max} to {prior.sigma_min}"
+        )
     model = SenseModel.of(scan)
     adjoint = model.H(scan.kspace)
     # the weight only steadies the unmeasured directions; the sampler replaces them anyway
