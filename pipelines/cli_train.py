@@ -48,7 +48,7 @@ def train(
             typer.echo(f"{settings}")
             return
         typer.echo(f"prior: {train_prior(data, out, settings)}")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, FileExistsError) as error:
         typer.echo(f"train: {error}", err=True)
         raise typer.Exit(1) from None
 
