@@ -167,7 +167,8 @@ def best_of_each(scan: Path, truth: Truth, threads: int) -> tuple[list[Result], 
 
 
 def lesion_lines(results: list[Result], truth: Truth) -> list[str]:
-    """Contrast of the bright spot: repetition 1 less repetition 0 within the lesion, over that of the truth."""
+    """Contrast of the bright spot in each repetition, less that of the truth's repetition 0 (where there is no spot),
+    over the spot's own contrast in the truth."""
     assert truth.lesion is not None
     lines = ["| recipe | slice | contrast kept in repetition 1 | spot seen in repetition 0 |", "|---|---|---|---|"]
     for r in results:

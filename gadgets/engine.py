@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from scanprior.models.methods import METHODS
 from scanprior.models.prior import DiffusionPrior, PriorError, load_prior
-from scanprior.models.recipe import Recipe, RecipeError, load_recipe, recipe_names
+from scanprior.models.recipe import PARAMETERS, Recipe, RecipeError, load_recipe, recipe_names
 from scanprior.models.scan import Scan
 
 from .errors import ScanError
@@ -36,20 +36,28 @@ class Engine:
     recipe
         What scans get that ask for nothing: a recipe, or the name of a shipped one.
     device
-        Overrides the recipes' device, for instance "cpu".
+        Overrides the recipes' device: "auto", "cpu", "cuda" or "cuda:1". A scan's own parameter goes before it.
     threads
         CPU threads of torch; 0 leaves torch's own choice.
+
+    Raises
+    ------
+    RecipeError
+        When the recipe is not known, or `device` is none of these.
     """
 
     def __init__(self, recipe: Recipe | str = "dds", *, device: str | None = None, threads: int = 0) -> None:
-        self.default = load_recipe(recipe) if isinstance(recipe, str) else recipe
         self._device = device
+        self.default = self._placed(load_recipe(recipe) if isinstance(recipe, str) else recipe)
         self._priors: dict[tuple[str, str, str], DiffusionPrior] = {}
         self._lock = threading.Lock()
         self.worker = ThreadPoolExecutor(1, "reconstruct")
         if threads:
             self.worker.submit(torch.set_num_threads, threads).result()
             torch.set_num_threads(threads)
+
+    def _placed(self, recipe: Recipe) -> Recipe:
+        return recipe if self._device is None else recipe.on(self._device)
 
     def recipe(self, parameters: Mapping[str, Any], tell: Tell | None = None) -> Recipe:
         """The recipe that a scan's parameters ask for.
@@ -65,13 +73,14 @@ class Engine:
         name, config = parameters.get("recipe"), str(parameters.get("config") or "")
         recipe = self.default
         if name:
-            recipe = load_recipe(str(name))
+            recipe = self._placed(load_recipe(str(name)))
         elif config in recipe_names():
-            recipe = load_recipe(config)
+            recipe = self._placed(load_recipe(config))
         elif config and tell is not None:
             tell("warning", f"configuration {config[:64]!r} is no recipe of ours: recipe {recipe.name!r} is used")
-        if self._device is not None:
-            recipe = recipe.model_copy(update={"device": self._device})
+        others = [repr(key[:64]) for key in parameters if key not in ("recipe", "config", *PARAMETERS)]
+        if others:
+            log.warning("parameters that are not ours are left alone: %s", ", ".join(others[:20]))
         return recipe.with_parameters(parameters)
 
     def device(self, recipe: Recipe) -> torch.device:
@@ -80,13 +89,19 @@ class Engine:
         Raises
         ------
         RuntimeError
-            When it asks for a GPU and there is none: never silently on the CPU.
+            When it asks for a GPU that is not there: never silently on the CPU.
         """
         if recipe.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if recipe.device.startswith("cuda") and not torch.cuda.is_available():
             raise RuntimeError(f"the recipe asks for device {recipe.device!r}, and no CUDA device is to be had here")
-        return torch.device(recipe.device)
+        device = torch.device(recipe.device)
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise RuntimeError(
+                f"the recipe asks for device {recipe.device!r}, and there are only {torch.cuda.device_count()} here, "
+                "counted from cuda:0"
+            )
+        return device
 
     def prior(self, recipe: Recipe) -> DiffusionPrior | None:
         """The prior of a recipe on its device, loaded once; None where the method takes none."""
@@ -119,7 +134,13 @@ class Engine:
         return time.perf_counter() - began
 
     def open_session(
-        self, header: str, parameters: Mapping[str, Any], send: Callable[[Image], None], tell: Tell | None = None
+        self,
+        header: str,
+        parameters: Mapping[str, Any],
+        send: Callable[[Image], None],
+        tell: Tell | None = None,
+        *,
+        records: int | None = 1000,
     ) -> ScanSession:
         """Begin a scan.
 
@@ -133,6 +154,9 @@ class Engine:
             Called with each image as it is made, from the worker's thread.
         tell
             Shows a text to the operator, where there is one.
+        records
+            Of how many images, the latest ones, the session remembers times and results. None: of all, which a
+            server that runs for days must not ask for.
 
         Raises
         ------
@@ -142,7 +166,7 @@ class Engine:
         from .session import ScanSession
 
         try:
-            return ScanSession(self, self.recipe(parameters, tell), header, send)
+            return ScanSession(self, self.recipe(parameters, tell), header, send, records)
         except (RecipeError, PriorError, RuntimeError) as error:
             raise ScanError(str(error)) from error
 

@@ -214,7 +214,8 @@ class Link:
                 log.info("a query: the stream ended before a header")
                 return True
         except PeerGone as error:
-            if self._reader.source.received == 0:
+            # a server sees connections that are only tried out; a pipe without a byte means that its writer failed
+            if self._reader.source.received == 0 and self._opening.dialect.failure_by != "log":
                 log.debug("a connection was opened and closed without a byte")
                 self._unused = True
             else:

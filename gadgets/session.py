@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class Timing:
     """When things happened, in seconds since the header came."""
 
     began: float = field(default_factory=time.perf_counter)
-    slices: list[dict[str, float | str]] = field(default_factory=list)
+    slices: deque[dict[str, float | str]] = field(default_factory=deque)
     first_image: float | None = None
 
     def now(self) -> float:
@@ -67,16 +68,20 @@ class ScanSession:
     encoding
         What the header says.
     timing
-        Latency of each image, for the log and for reports.
+        Latency of each image, for reports.
     results
-        `Reconstruction.info` and notes of each image made, by key.
+        `Reconstruction.info` and notes of each image made, with its key.
+
+    Both hold the latest `records` images; None: all.
     """
 
-    def __init__(self, engine: Engine, recipe: Recipe, header: str, send: Callable[[Image], None]) -> None:
+    def __init__(
+        self, engine: Engine, recipe: Recipe, header: str, send: Callable[[Image], None], records: int | None = None
+    ) -> None:
         self.engine, self.recipe, self._send = engine, recipe, send
         self.encoding = Encoding.from_header(header)
-        self.timing = Timing()
-        self.results: list[dict[str, object]] = []
+        self.timing = Timing(slices=deque(maxlen=records))
+        self.results: deque[dict[str, object]] = deque(maxlen=records)
         self._settings = recipe.method_settings
         self._device = engine.device(recipe)
         self._prior = engine.prior(recipe)
@@ -85,7 +90,7 @@ class ScanSession:
         self._estimated: Noise | None = None
         self._maps: dict[Key, tuple[np.ndarray, torch.Tensor]] = {}  # worker's thread only
         self._index = 0  # worker's thread only
-        self._failures: dict[str, list[Key | None]] = {}  # and which images each of them concerns
+        self._failures: dict[str, _Befallen] = {}
         self._more_failures = 0
         self._room = threading.Condition()
         self._jobs: dict[Future[None], int] = {}  # those that are not done, and their bytes
@@ -141,7 +146,7 @@ class ScanSession:
             self._room.wait_for(lambda: not self._jobs or self._stopped)
         if self._stopped:
             return
-        told = [_in_one(text, keys) for text, keys in self._failures.items()]
+        told = [_in_one(text, befallen) for text, befallen in self._failures.items()]
         more = len(told) + self._more_failures - MAX_FAILURES_TOLD
         log.info("scan ends: %d images, %d failures, %.1f s", self._index, len(told), self.timing.now())
         if told:
@@ -265,7 +270,10 @@ class ScanSession:
             if first and len(self._failures) >= MAX_FAILURES_LOGGED:
                 self._more_failures += 1
                 return
-            self._failures.setdefault(failure, []).append(key)
+            befallen = self._failures.setdefault(failure, _Befallen())
+            befallen.times += 1
+            if key is not None and len(befallen.keys) <= MAX_FAILURES_TOLD:  # one more than told: "..." stands for it
+                befallen.keys.append(key)
         if first:
             log.error("%s", failure if key is None else f"{key}: {failure}")
 
@@ -371,15 +379,23 @@ class ScanSession:
             raise Aborted
 
 
-def _in_one(failure: str, keys: list[Key | None]) -> str:
+@dataclass
+class _Befallen:
+    """How often a failure happened, and to which images, the first few of them."""
+
+    times: int = 0
+    keys: list[Key] = field(default_factory=list)
+
+
+def _in_one(failure: str, befallen: _Befallen) -> str:
     """What befell one image or many, in one statement."""
-    named = [str(key) for key in keys if key is not None]
+    times, named = befallen.times, [str(key) for key in befallen.keys]
     if not named:
-        return failure if len(keys) == 1 else f"{failure} ({len(keys)} times)"
-    if len(keys) == 1:
+        return failure if times == 1 else f"{failure} ({times} times)"
+    if times == 1:
         return f"{named[0]}: {failure}"
     shown = "; ".join(named[:MAX_FAILURES_TOLD]) + ("; ..." if len(named) > MAX_FAILURES_TOLD else "")
-    return f"{failure} ({len(keys)} images: {shown})"
+    return f"{failure} ({times} images: {shown})"
 
 
 _engine: Engine | None = None

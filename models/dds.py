@@ -11,7 +11,7 @@ import math
 import time
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .forward import SenseModel
 from .linear import combine_sets
@@ -31,6 +31,12 @@ class DDSSettings(Settings):
     max_ratio: float = Field(50.0, gt=0, description="cap of the prior's variance over that of the data")
     start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the starting image")
     seed: int = Field(0, ge=0, description="seed of all draws; the same on every device")
+
+    @model_validator(mode="after")
+    def _levels_fall(self) -> DDSSettings:
+        if self.sigma_end >= self.sigma_start:
+            raise ValueError(f"sigma_end ({self.sigma_end}) must be below sigma_start ({self.sigma_start})")
+        return self
 
 
 def noise_levels(start: float, end: float, steps: int) -> list[float]:
@@ -59,9 +65,14 @@ def dds(scan: Scan, prior: DiffusionPrior, settings: DDSSettings, progress: Prog
     Raises
     ------
     ValueError
-        If the scan has no maps, or no signal.
+        If the scan has no maps or no signal, or the prior was not trained on the noise levels asked for.
     """
     began = time.perf_counter()
+    if settings.sigma_end < prior.sigma_min or settings.sigma_start > prior.sigma_max:
+        raise ValueError(
+            f"noise levels from sigma_start {settings.sigma_start} to sigma_end {settings.sigma_end} asked for; "
+            f"prior {prior.name!r} was trained from {prior.sigma_max} to {prior.sigma_min}"
+        )
     model = SenseModel.of(scan)
     adjoint = model.H(scan.kspace)
     # the weight only steadies the unmeasured directions; the sampler replaces them anyway

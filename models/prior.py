@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .preconditioning import EDMDenoiser
@@ -117,20 +117,24 @@ def load_prior(name: str, device: torch.device | str = "cpu", autocast: torch.dt
         raise PriorError(
             f"prior {name!r} not found: expected one of {released_priors()} or the path of a .safetensors file"
         )
-    with safe_open(path, framework="pt", device="cpu") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != _FORMAT:
-            raise PriorError(f"{path}: expected format {_FORMAT!r} in its metadata, found {metadata.get('format')!r}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            weights = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise PriorError(f"{path}: not a safetensors file that can be read: {error}") from error
+    if metadata.get("format") != _FORMAT:
+        raise PriorError(f"{path}: expected format {_FORMAT!r} in its metadata, found {metadata.get('format')!r}")
+    try:
         description = json.loads(metadata["description"])
-        weights = {key: file.get_tensor(key) for key in file.keys()}
-    denoiser = EDMDenoiser(UNet(**description["network"]), description["sigma_data"])
+        sigma_min, sigma_max = float(description["sigma_min"]), float(description["sigma_max"])
+        denoiser = EDMDenoiser(UNet(**description["network"]), float(description["sigma_data"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise PriorError(f"{path}: its description lacks something or is wrong: {error!r}") from error
     try:
         denoiser.load_state_dict(weights)
     except RuntimeError as error:
         raise PriorError(f"{path}: weights do not fit the network it describes: {error}") from error
     denoiser.eval().requires_grad_(False).to(device)
     denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return DiffusionPrior(
-        denoiser, path.stem, description["sigma_min"], description["sigma_max"], description["network"],
-        autocast,
-    )  # fmt: skip
+    return DiffusionPrior(denoiser, path.stem, sigma_min, sigma_max, description["network"], autocast)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .methods import METHODS
 from .scan import Settings
@@ -16,6 +16,10 @@ from .scan import Settings
 # a folder of data beside this package; the recipes are files, nothing of that package is imported
 RECIPE_FOLDER = Path(__file__).parent.parent / "pipelines" / "recipes"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+PARAMETERS = ("whitened", "samples", "steps", "device", "output", "std")
+"""What a scan may change of its recipe."""
 
 
 class RecipeError(ValueError):
@@ -78,7 +82,14 @@ class Recipe(_Section):
     settings: dict[str, Any] = Field(default_factory=dict)
     outputs: Outputs = Field(default_factory=lambda: Outputs.model_validate({}))
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = "auto"
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value):
+            raise ValueError(f"expected auto, cpu, cuda or cuda:<number> such as cuda:1, found {value[:64]!r}")
+        return value
 
     @model_validator(mode="after")
     def _settings_fit_method(self) -> Recipe:
@@ -104,11 +115,22 @@ class Recipe(_Section):
         """Whether coil maps have to be estimated."""
         return METHODS[self.method].needs_maps(self.method_settings)
 
+    def on(self, device: str) -> Recipe:
+        """This recipe on another device.
+
+        Raises
+        ------
+        RecipeError
+            When `device` is not auto, cpu, cuda or cuda:<number>.
+        """
+        return recipe_from(self.model_dump() | {"device": device}, f"recipe {self.name!r} on another device")
+
     def with_parameters(self, parameters: Mapping[str, Any]) -> Recipe:
         """This recipe with what the scan's own parameters ask for (Gadgetron properties, FIRE's JSON).
 
-        Known are `whitened` (true: NoiseAdjust ran upstream), `samples`, `steps`, `device`, `output`
-        (magnitude, complex) and `std`. `recipe` was used before. Others are left to whom they are meant for.
+        Known are those in `PARAMETERS`: `whitened` (true: NoiseAdjust ran upstream; false: it did not, whatever the
+        recipe says), `samples`, `steps`, `device`, `output` (magnitude, complex) and `std`. Others are left to whom
+        they are meant for.
 
         Raises
         ------
@@ -126,7 +148,10 @@ class Recipe(_Section):
                     )
                 data["settings"][setting] = _number(key, value)
             elif key == "whitened":
-                data["whitening"] = "upstream" if _truth(key, value) else data["whitening"]
+                if _truth(key, value):
+                    data["whitening"] = "upstream"
+                elif data["whitening"] == "upstream":
+                    data["whitening"] = "auto"
             elif key == "device":
                 data["device"] = value
             elif key == "output":

@@ -22,11 +22,19 @@ def chosen_recipe(name: str) -> Recipe:
         raise typer.BadParameter(str(error)) from None
 
 
+def chosen_engine(recipe: str, device: str | None, threads: int) -> Engine:
+    """The engine of a command's options."""
+    try:
+        return Engine(chosen_recipe(recipe), device=device, threads=threads)
+    except RecipeError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def replay(
     scan: Annotated[Path, typer.Argument(help="MRD raw-data file (HDF5).", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="Folder for images.h5, PNGs and report.json.")],
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a YAML file.")] = "dds",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: the recipe's.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1; default: the recipe's.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Posterior samples (dds).")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Network evaluations (dds) or iterations.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
@@ -40,7 +48,7 @@ def replay(
 
     asked = {"samples": samples, "steps": steps}
     parameters = {key: str(value) for key, value in asked.items() if value is not None}
-    engine = Engine(chosen_recipe(recipe), device=device, threads=threads)
+    engine = chosen_engine(recipe, device, threads)
     try:
         with tqdm(desc=scan.name, unit="readout") as bar:
 
@@ -49,7 +57,7 @@ def replay(
                 bar.update(done - bar.n)
 
             images, report = run(scan, engine, out, parameters=parameters, progress=progress)
-    except (ScanError, ScanFileError, RecipeError, ValueError, RuntimeError) as error:
+    except (ScanError, ScanFileError, ValueError, RuntimeError, OSError) as error:
         logging.getLogger(__name__).debug("replay failed", exc_info=True)
         typer.echo(f"{scan.name}: {error}", err=True)
         raise typer.Exit(1) from None

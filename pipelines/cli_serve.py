@@ -6,18 +6,17 @@ import logging
 from typing import Annotated
 
 import typer
-from scanprior.gadgets.engine import Engine
 from scanprior.gadgets.errors import ScanError
 from scanprior.gadgets.link import LinkSettings
 
-from .cli_replay import chosen_recipe
+from .cli_replay import chosen_engine
 from .server import Server, ServerSettings
 from .server import serve as run_server
 from .stdio import run_stdio
 
 Recipe = Annotated[str, typer.Option(help="What scans get that ask for nothing: shipped recipe or YAML file.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; beyond loopback only in a network that you trust.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: the recipe's.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1; default: the recipe's.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")]
 
 
@@ -35,7 +34,7 @@ def serve(
     Example: scanprior serve --recipe dds --port 9002
     """
     logging.getLogger().setLevel(logging.INFO)
-    engine = Engine(chosen_recipe(recipe), device=device, threads=threads)
+    engine = chosen_engine(recipe, device, threads)
 
     def warm_up() -> None:
         engine.warm_up()
@@ -46,7 +45,7 @@ def serve(
     settings = ServerSettings(host=host, port=port, max_scans=scans, link=LinkSettings(idle_s=idle))
     try:
         run_server(engine.open_session, settings, warm_up, ready)
-    except (ScanError, RuntimeError) as error:
+    except (ScanError, ValueError, RuntimeError) as error:  # ValueError: a prior that cannot be loaded
         typer.echo(f"serve: {error}", err=True)
         raise typer.Exit(1) from None
     finally:
@@ -58,9 +57,11 @@ def stdio(recipe: Recipe = "dds", device: Device = None, threads: Threads = 0) -
 
     Example: ismrmrd_hdf5_to_stream -i scan.h5 --use-stdout | scanprior stdio --recipe dds > images.bin
     """
-    engine = Engine(chosen_recipe(recipe), device=device, threads=threads)
-    report = run_stdio(engine.open_session)
-    engine.close()
+    engine = chosen_engine(recipe, device, threads)
+    try:
+        report = run_stdio(engine.open_session)
+    finally:
+        engine.close()
     if report.failure is not None:
         typer.echo(f"stdio: {report.failure}", err=True)
         raise typer.Exit(1)

@@ -40,13 +40,17 @@ def train(
         steps, batch, patch, learning_rate, _numbers(widths), _numbers(blocks), bank, precision, accelerator, devices,
         threads, save_every, seed,
     )  # fmt: skip
-    if dry_run:
-        for path in find_images(data):
-            stack = load_images(path)
-            typer.echo(f"{path}: {len(stack.slices)} slices, {len(set(stack.subjects))} subjects")
-        typer.echo(f"{settings}")
-        return
-    typer.echo(f"prior: {train_prior(data, out, settings)}")
+    try:
+        if dry_run:
+            for path in find_images(data):
+                stack = load_images(path)
+                typer.echo(f"{path}: {len(stack.slices)} slices, {len(set(stack.subjects))} subjects")
+            typer.echo(f"{settings}")
+            return
+        typer.echo(f"prior: {train_prior(data, out, settings)}")
+    except (FileNotFoundError, FileExistsError) as error:
+        typer.echo(f"train: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -113,17 +113,18 @@ def replay(
 
     Raises
     ------
-    ScanFileError, HeaderError, RecipeError
-        Before anything is reconstructed.
+    ScanFileError
+        When the file is no MRD raw-data file.
     ScanError
-        After all images that could be made have been written.
+        When header or parameters are refused; or, after all images that could be made have been written, for what
+        could not be made.
     """
     images: list[Image] = []
     began = time.perf_counter()
     scan = ScanFile(path)
     failures: list[str] = []
     try:
-        session = engine.open_session(scan.header, parameters or {}, images.append)
+        session = engine.open_session(scan.header, parameters or {}, images.append, records=None)
         try:
             for number, acquisition in enumerate(scan.acquisitions()):
                 session.feed(acquisition)
@@ -143,13 +144,13 @@ def replay(
         "device": str(engine.device(session.recipe)),
         "seconds": time.perf_counter() - began,
         "first_image_seconds": session.timing.first_image,
-        "latency": session.timing.slices,
-        "images": session.results,
+        "latency": list(session.timing.slices),
+        "images": list(session.results),
         "failures": failures,
     }
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_images(out / "images.h5", images, scan_header=None)
+        write_images(out / "images.h5", images)
         write_pictures(out, images)
         (out / "report.json").write_text(json.dumps(report, indent=1, default=_plain) + "\n")
     if failures:
@@ -157,15 +158,13 @@ def replay(
     return images, report
 
 
-def write_images(path: Path, images: list[Image], scan_header: str | None) -> None:
+def write_images(path: Path, images: list[Image]) -> None:
     """Write images as an MRD file: group `dataset`, one `image_<series>` for each series."""
     import ismrmrd
 
     path.unlink(missing_ok=True)
     dataset = ismrmrd.Dataset(str(path), "dataset")
     try:
-        if scan_header is not None:
-            dataset.write_xml_header(scan_header.encode())
         for image in images:
             head = ismrmrd.ImageHeader.from_buffer_copy(image.head.tobytes())
             message = ismrmrd.Image(head)

@@ -36,6 +36,9 @@ def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int) ->
     partial = path.with_suffix(".partial.npy")
     bank = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(patches, 2, BANK_PATCH, BANK_PATCH))
     done = 0
+    # written where the shuffle wants them, since neighbours come from one slice and a batch shall not; shuffled
+    # afterwards, the bank would have to fit into memory
+    place = np.random.default_rng([seed, 1]).permutation(patches)
     with tqdm(total=patches, desc=f"augmented patches -> {path.name}") as bar:
         while done < patches:
             stack = stacks[rng.choice(len(stacks), p=share / share.sum())]
@@ -44,11 +47,9 @@ def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int) ->
                 patch = _random_crop(image, BANK_PATCH, rng)
                 if done == patches or (np.abs(patch).mean() < 0.08 and rng.random() < 0.9):
                     continue
-                bank[done, 0], bank[done, 1] = patch.real, patch.imag
+                bank[place[done], 0], bank[place[done], 1] = patch.real, patch.imag
                 done += 1
                 bar.update()
-    order = rng.permutation(patches)  # neighbours in the file come from one slice; a batch shall not
-    bank[:] = bank[order]
     bank.flush()
     partial.rename(path)
 

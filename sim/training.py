@@ -164,7 +164,7 @@ def _write_pictures(path: Path, rows: list[torch.Tensor]) -> None:
 
 
 def split_by_subject(stacks: list[ImageStack]) -> tuple[list[ImageStack], list[ImageStack]]:
-    """Training and validation stacks: of files with several subjects the last one validates."""
+    """Training and validation stacks: of files with several subjects the last one validates; if none has, all do."""
     train: list[ImageStack] = []
     validation: list[ImageStack] = []
     for stack in stacks:
@@ -178,12 +178,28 @@ def split_by_subject(stacks: list[ImageStack]) -> tuple[list[ImageStack], list[I
 
 
 def prepare_banks(data: list[Path], folder: Path, settings: TrainingSettings) -> tuple[Path, Path]:
-    """Make the banks of augmented patches in `folder`, or take those that an earlier call has finished there."""
+    """Make the banks of augmented patches in `folder`, or take those that an earlier call has finished there.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no data.
+    FileExistsError
+        When the banks there were made from other files.
+    """
+    files = find_images(data)
+    made_from, names = folder / "data.txt", "".join(f"{path.name} {path.stat().st_size}\n" for path in files)
+    if made_from.exists() and made_from.read_text() != names:
+        raise FileExistsError(
+            f"{folder} holds patches of other data ({made_from.name} lists it), found {names.split()[0]} and so on: "
+            "begin a run of its own in another folder"
+        )
     training, validation = folder / f"bank-{settings.bank}-{settings.seed}.npy", folder / "validation.npy"
     if not (training.exists() and validation.exists()):
-        train, held = split_by_subject([load_images(path) for path in find_images(data)])
+        train, held = split_by_subject([load_images(path) for path in files])
         write_bank(validation, held, 16, seed=12345)
         write_bank(training, train, settings.bank, settings.seed)
+        made_from.write_text(names)
     return training, validation
 
 
@@ -202,6 +218,11 @@ def train_prior(data: list[Path], folder: Path, settings: TrainingSettings) -> P
     Returns
     -------
     Path of the prior.
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError
+        See `prepare_banks`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pl.seed_everything(settings.seed)
@@ -211,7 +232,10 @@ def train_prior(data: list[Path], folder: Path, settings: TrainingSettings) -> P
     average = Average(decay=0.9995)
     held = torch.from_numpy(np.load(validation)[:, :, :128, :128].astype(np.float32))
     module = DenoiserTraining(settings)
-    checkpoint = ModelCheckpoint(folder, filename="last", every_n_train_steps=settings.save_every)
+    # without the counter: a folder that was moved would get last-v1.ckpt, and be resumed from the stale last.ckpt
+    checkpoint = ModelCheckpoint(
+        folder, filename="last", every_n_train_steps=settings.save_every, enable_version_counter=False
+    )
     checkpoint.FILE_EXTENSION = ".ckpt"
     trainer = pl.Trainer(
         max_steps=settings.steps,

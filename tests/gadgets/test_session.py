@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from acquisitions import BOTH, CALIBRATION, LAST_IN_SLICE, acquisition, header_xml, noise_readouts, smooth_object
 from scanprior.gadgets import session as session_module
 from scanprior.gadgets.engine import Engine
 from scanprior.gadgets.errors import PeerGone, ScanError
 from scanprior.gadgets.mrd import Acquisition, Bucket, Image
 from scanprior.gadgets.session import ScanSession
+from scanprior.gadgets.slices import Key
 from scanprior.models.methods import METHODS, Method
-from scanprior.models.recipe import Recipe, recipe_from
+from scanprior.models.recipe import Recipe, RecipeError, load_recipe, recipe_from
 from scanprior.models.scan import Progress, Reconstruction, Scan, Settings
 
 SIZE = 24
@@ -100,6 +102,30 @@ def test_each_slice_is_an_image_as_soon_as_it_is_complete(engine: Engine) -> Non
     assert [entry["noise"] for entry in session.results] == ["scan"] * 3
     assert len(session.timing.slices) == 3
     assert session.timing.first_image is not None
+
+
+def test_a_server_remembers_the_latest_images_only(engine: Engine) -> None:
+    images: list[Image] = []
+    session = engine.open_session(HEADER, {}, images.append, records=2)
+    feed(session, NOISE_SCAN)
+    for number in range(5):
+        feed(session, slice_lines(slice=number))
+    session.close()
+    assert len(images) == 5
+    assert [entry["key"]["slice"] for entry in session.results] == [3, 4]  # type: ignore[index]
+    assert [entry["key"] for entry in session.timing.slices] == [f"slice {n}, repetition 0" for n in (3, 4)]
+    assert session.timing.first_image is not None
+    assert session.timing.first_image < session.timing.slices[0]["sent"]  # type: ignore[operator]
+
+
+def test_many_failures_of_one_kind_take_no_memory(engine: Engine) -> None:
+    session = begin(engine, [])
+    for number in range(300):
+        session._note("no luck", Key(number, 0, 0, 0, 0))
+    assert len(session._failures["no luck"].keys) == session_module.MAX_FAILURES_TOLD + 1
+    told = told_by(session)
+    assert told.startswith("no luck (300 images: slice 0")
+    assert told.endswith("slice 4, repetition 0; ...)")
 
 
 def test_maps_are_made_ahead_once_and_used(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
@@ -416,3 +442,26 @@ def test_images_do_not_depend_on_the_order_in_which_slices_come(engine: Engine) 
     for key, data in found[0].items():
         np.testing.assert_array_equal(found[1][key], data)
     assert not np.array_equal(found[0][0, 2], found[0][1, 2]), "each slice has draws of its own"
+
+
+def test_the_engines_device_is_checked_at_once() -> None:
+    with pytest.raises(RecipeError, match=r"device: expected auto, cpu, cuda or cuda:<number> .*, found 'gpu0'"):
+        Engine("sense", device="gpu0")
+
+
+def test_warm_up_runs_where_the_scans_will(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server told to use a device warmed up on that of its recipe, and the first scan loaded the prior anew."""
+    running = Engine(load_recipe("sense").on("cuda:7"), device="cpu")
+    try:
+        running.warm_up()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(RuntimeError, match="asks for device 'cuda:7', and there are only 2 here"):
+            running.device(running.default.on("cuda:7"))
+    finally:
+        running.close()
+
+
+def test_parameters_that_nobody_knows_are_logged(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    engine.recipe({"sampels": "3", "std": "true"})
+    assert "parameters that are not ours are left alone: 'sampels'" in caplog.text

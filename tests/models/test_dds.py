@@ -19,6 +19,7 @@ class GaussianPrior:
 
     name = "gaussian"
     denoiser = SimpleNamespace(sigma_data=SD)
+    sigma_min, sigma_max = 0.002, 80.0
 
     def __init__(self) -> None:
         self.calls = 0
@@ -128,3 +129,11 @@ def test_levels_are_geometric_and_end_in_zero() -> None:
 def test_intensity_scale_is_the_percentile() -> None:
     image = torch.arange(1, 1001, dtype=torch.float32).reshape(10, 100).to(torch.complex64)
     assert intensity_scale(image) == pytest.approx(995.0)
+
+
+def test_levels_that_the_prior_has_not_seen_are_refused() -> None:
+    scan, _ = gaussian_scan()
+    prior = GaussianPrior()
+    prior.sigma_min = 0.1
+    with pytest.raises(ValueError, match=r"prior .gaussian. was trained from 80\.0 to 0\.1"):
+        dds(scan, prior, DDSSettings())  # type: ignore[arg-type]

@@ -92,3 +92,10 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(PriorError, match="do not fit the network"):
         load_prior(str(tmp_path / "other.safetensors"))
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(saved(tmp_path / "p.safetensors").read_bytes()[:100])
+    with pytest.raises(PriorError, match="not a safetensors file that can be read"):
+        load_prior(str(damaged))
+    save_prior(tmp_path / "poor.safetensors", small_denoiser(), {"network": NETWORK, "sigma_min": 0.1})
+    with pytest.raises(PriorError, match=r"its description lacks something or is wrong: KeyError.*sigma_max"):
+        load_prior(str(tmp_path / "poor.safetensors"))

@@ -133,6 +133,9 @@ def test_parameters_of_a_scan() -> None:
     assert dds == load_recipe("dds"), "the recipe itself stays"
     assert dds.with_parameters({}) == dds
     assert dds.with_parameters({"whitened": "false"}).whitening == "auto"
+    upstream = dds.model_copy(update={"whitening": "upstream"})
+    assert upstream.with_parameters({"whitened": "false"}).whitening == "auto", "the scan knows what ran before"
+    assert load_recipe("zero-filled").with_parameters({"whitened": "false"}).whitening == "scan"
 
 
 def test_steps_are_iterations_of_the_other_methods() -> None:
@@ -152,10 +155,21 @@ def test_steps_are_iterations_of_the_other_methods() -> None:
         ("dds", {"samples": "0"}, "recipe 'dds' with the scan's parameters: settings.samples: "),
         ("dds", {"whitened": "perhaps"}, "parameter 'whitened': expected true or false, found 'perhaps'"),
         ("dds", {"output": "phase"}, "outputs.image: Input should be 'magnitude' or 'complex', found 'phase'"),
-        ("dds", {"device": "cuda:x"}, "device: "),
+        ("dds", {"device": "cuda:x"}, "device: expected auto, cpu, cuda or cuda:<number> such as cuda:1, found"),
     ],
 )
 def test_wrong_parameters_of_a_scan(recipe: str, parameters: dict[str, str], complaint: str) -> None:
     with pytest.raises(RecipeError) as refusal:
         load_recipe(recipe).with_parameters(parameters)
     assert complaint in str(refusal.value)
+
+
+def test_another_device() -> None:
+    assert load_recipe("dds").on("cuda:1").device == "cuda:1"
+    with pytest.raises(RecipeError, match="recipe 'dds' on another device: device: expected auto, cpu, cuda or cuda:"):
+        load_recipe("dds").on("gpu0")
+
+
+def test_noise_levels_of_dds_fall() -> None:
+    wrong = {"method": "dds", "prior": "small", "settings": {"sigma_start": 0.01}}
+    assert "sigma_end (0.025) must be below sigma_start (0.01)" in message(wrong)

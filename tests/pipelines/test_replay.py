@@ -183,7 +183,7 @@ def test_replay_command(scan: Path, tmp_path: Path) -> None:
         (["--recipe", "nothing.yaml"], 2, "cannot be read"),
         (["--recipe", "sense", "--samples", "2"], 1, "has no such setting"),
         (["--recipe", "sense", "--samples", "0"], 2, "--samples"),
-        (["--recipe", "sense", "--device", "tpu"], 1, "device"),
+        (["--recipe", "sense", "--device", "gpu0"], 2, "cuda:<number>"),
     ],
 )
 def test_replay_command_refuses(scan: Path, tmp_path: Path, options: list[str], status: int, complaint: str) -> None:
@@ -191,6 +191,22 @@ def test_replay_command_refuses(scan: Path, tmp_path: Path, options: list[str], 
     assert result.exit_code == status, result.output
     assert complaint in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_prior_that_cannot_be_loaded_is_told(scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("method: dds\nprior: nowhere.safetensors\n")
+    options = ["--recipe", str(tmp_path / "mine.yaml"), "--device", "cpu"]
+    for command in (["replay", str(scan), "--out", str(tmp_path / "out")], ["serve", "--port", "0"]):
+        result = run.invoke(app, [*command, *options])
+        assert result.exit_code == 1, result.output
+        assert "prior 'nowhere.safetensors' not found: expected one of ['small']" in result.output
+
+
+def test_training_data_that_is_not_there(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    result = run.invoke(app, ["train", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 1
+    assert "none does not exist" in result.output
 
 
 def test_recipes_command() -> None:

@@ -61,3 +61,10 @@ def test_a_pipe_that_ends_early() -> None:
     done = run(recorded_stream("stdio/hdf5_to_stream_small")[:100_000])
     assert done.returncode == 1
     assert b"the stream was cut short: it ended after" in done.stderr
+
+
+def test_a_pipe_without_a_byte_is_a_failure() -> None:
+    """Its writer has failed; a caller that looks at the exit status must not take that for a scan without images."""
+    done = run(b"")
+    assert done.returncode == 1
+    assert b"the peer closed the connection" in done.stderr

@@ -13,7 +13,14 @@ from scanprior.sim.augmentation import fourier_resize, random_contrast, random_i
 from scanprior.sim.image_sources import ImageStack, find_images, load_images
 from scanprior.sim.patch_bank import BANK_PATCH, PatchBank, write_bank
 from scanprior.sim.phantoms import brain
-from scanprior.sim.training import TrainingSettings, draw_sigma, learning_rate_factor, split_by_subject, train_prior
+from scanprior.sim.training import (
+    TrainingSettings,
+    draw_sigma,
+    learning_rate_factor,
+    prepare_banks,
+    split_by_subject,
+    train_prior,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -35,12 +42,29 @@ def test_training_learns_resumes_and_leaves_a_prior(data: Path, tmp_path: Path) 
     path = train_prior([data], tmp_path / "run", settings)
     prior = load_prior(str(path))
     assert prior.denoise(torch.zeros(40, 40, dtype=torch.complex64), 0.1).shape == (40, 40)
-    train_prior([data], tmp_path / "run", TrainingSettings(**{**settings.__dict__, "steps": 90}))
-    rows = list(csv.DictReader((tmp_path / "run" / "curve.csv").open()))
+    run = (tmp_path / "run").rename(tmp_path / "moved")
+    train_prior([data], run, TrainingSettings(**{**settings.__dict__, "steps": 90}))
+    assert [path.name for path in run.glob("*.ckpt")] == ["last.ckpt"]
+    rows = list(csv.DictReader((run / "curve.csv").open()))
     assert [int(row["step"]) for row in rows] == [30, 60, 90]
     # the average of the weights lags behind, so little is to be expected of so few steps
     assert float(rows[-1]["rmse_at_0.5"]) < 0.9 * float(rows[0]["rmse_at_0.5"])
-    assert (tmp_path / "run" / "samples.png").stat().st_size > 1000
+    assert (run / "samples.png").stat().st_size > 1000
+
+
+def test_a_folder_keeps_to_its_data(data: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", TrainingSettings(bank=4)
+    run.mkdir()
+    training, _ = prepare_banks([data], run, settings)
+    made = training.stat().st_mtime_ns
+    prepare_banks([data / "heads.npz"], run, settings)
+    assert training.stat().st_mtime_ns == made, "taken as it is"
+    patches = np.load(training)
+    assert patches.shape == (4, 2, 160, 160)
+    assert (np.abs(patches).max((1, 2, 3)) > 0).all()
+    np.savez(data / "more.npz", slices=np.ones((2, 32, 32), np.float32))
+    with pytest.raises(FileExistsError, match="holds patches of other data"):
+        prepare_banks([data], run, settings)
 
 
 def test_split_keeps_subjects_apart(data: Path) -> None:
