@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from dataclasses import replace
+from types import EllipsisType
 
 import torch
 from pydantic import Field, model_validator
@@ -17,6 +19,9 @@ from .forward import SenseModel
 from .linear import combine_sets
 from .prior import DiffusionPrior
 from .scan import Progress, Reconstruction, Scan, Settings
+
+MAX_PIXELS = 1 << 23
+"""Pixels of all samples that are sampled at once: 64 MiB a tensor, and a handful of tensors for each coil."""
 
 
 class DDSSettings(Settings):
@@ -78,31 +83,23 @@ def dds(scan: Scan, prior: DiffusionPrior, settings: DDSSettings, progress: Prog
     # the weight only steadies the unmeasured directions; the sampler replaces them anyway
     start = model.solve(adjoint, 0.01, iterations=settings.start_iterations)
     scale = intensity_scale(start)
-    data_variance = (scan.sigma / scale) ** 2 / 2
-    image_variance = prior.denoiser.sigma_data**2
-    measured = adjoint / scale
     generator = torch.Generator().manual_seed(settings.seed)
-    shape = (settings.samples, *start.shape)
+    pieces = _pieces(scan, settings.samples)
+    images, spreads = [], []
+    for number, (part, piece) in enumerate(pieces):
 
-    def noise() -> torch.Tensor:
-        return torch.view_as_complex(torch.randn((*shape, 2), generator=generator)).to(start.device)
+        def tell(step: int, steps: int, number: int = number) -> None:
+            if progress is not None:
+                progress(number * steps + step, len(pieces) * steps)
 
-    levels = noise_levels(settings.sigma_start, settings.sigma_end, settings.steps)
-    x = start / scale + levels[0] * noise()
-    for step, (level, following) in enumerate(itertools.pairwise(levels)):
-        denoised = prior.denoise(x, level)
-        variance = level**2 * image_variance / (level**2 + image_variance)
-        ridge = 1 / min(variance / data_variance, settings.max_ratio)
-        consistent = model.solve(measured + ridge * denoised, ridge, denoised, iterations=settings.cg_iterations)
-        kept = math.sqrt(1 - settings.eta**2) / level
-        x = consistent + following * (kept * (x - denoised) + settings.eta * noise())
-        if progress is not None:
-            progress(step + 1, settings.steps)
-
-    samples = combine_sets(x * scale, model)
+        begin, measured = start[part] / scale, adjoint[part] / scale
+        samples = scale * _sample(piece, prior, settings, begin, measured, scale, generator, tell)
+        images.append(samples.mean(0))
+        spreads.append(samples.abs().std(0) if settings.samples > 1 else None)
+    std = torch.cat([spread for spread in spreads if spread is not None]) if settings.samples > 1 else None
     return Reconstruction(
-        samples.mean(0),
-        samples.abs().std(0) if settings.samples > 1 else None,
+        torch.cat(images),
+        std,
         {
             "method": "dds",
             "prior": prior.name,
@@ -112,6 +109,55 @@ def dds(scan: Scan, prior: DiffusionPrior, settings: DDSSettings, progress: Prog
             "seconds": time.perf_counter() - began,
         },
     )
+
+
+def _pieces(scan: Scan, samples: int) -> list[tuple[slice | EllipsisType, Scan]]:
+    """A scan in pieces that fit into memory together with all their samples: the slices of a volume a few at a time."""
+    rows, columns = scan.kspace.shape[-2:]
+    at_once = max(1, MAX_PIXELS // (samples * rows * columns))
+    if scan.kspace.ndim != 4 or len(scan.kspace) <= at_once:
+        return [(..., scan)]
+    assert scan.maps is not None
+    of_each = scan.maps.ndim >= scan.kspace.ndim  # else one set of maps serves all slices
+    pieces: list[tuple[slice | EllipsisType, Scan]] = []
+    for first in range(0, len(scan.kspace), at_once):
+        part = slice(first, first + at_once)
+        mask = scan.mask[part] if scan.mask.ndim == 3 else scan.mask
+        maps = scan.maps[part] if of_each else scan.maps
+        pieces.append((part, replace(scan, kspace=scan.kspace[part], mask=mask, maps=maps)))
+    return pieces
+
+
+def _sample(
+    scan: Scan,
+    prior: DiffusionPrior,
+    settings: DDSSettings,
+    start: torch.Tensor,
+    measured: torch.Tensor,
+    scale: float,
+    generator: torch.Generator,
+    progress: Progress,
+) -> torch.Tensor:
+    """The sampler itself: images (sample, ..., y, x) from `start` and `measured` = A^H y, all in the prior's scale."""
+    model = SenseModel.of(scan)
+    data_variance = (scan.sigma / scale) ** 2 / 2
+    image_variance = prior.denoiser.sigma_data**2
+    shape = (settings.samples, *start.shape)
+
+    def noise() -> torch.Tensor:
+        return torch.view_as_complex(torch.randn((*shape, 2), generator=generator)).to(start.device)
+
+    levels = noise_levels(settings.sigma_start, settings.sigma_end, settings.steps)
+    x = start + levels[0] * noise()
+    for step, (level, following) in enumerate(itertools.pairwise(levels)):
+        denoised = prior.denoise(x, level)
+        variance = level**2 * image_variance / (level**2 + image_variance)
+        ridge = 1 / min(variance / data_variance, settings.max_ratio)
+        consistent = model.solve(measured + ridge * denoised, ridge, denoised, iterations=settings.cg_iterations)
+        kept = math.sqrt(1 - settings.eta**2) / level
+        x = consistent + following * (kept * (x - denoised) + settings.eta * noise())
+        progress(step + 1, settings.steps)
+    return combine_sets(x, model)
 
 
 def intensity_scale(image: torch.Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import scanprior.models.dds as dds_module
 import torch
 from scanprior.models.dds import DDSSettings, dds, intensity_scale, noise_levels
 from scanprior.models.forward import SenseModel
@@ -111,6 +112,28 @@ def test_soft_sense_and_batches_keep_shapes() -> None:
     assert batch.image.shape == (3, 16, 18)
     assert batch.std is not None
     assert batch.std.shape == (3, 16, 18)
+
+
+def test_a_volume_is_sampled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each slice as if alone, on the volume's scale; deterministic start to end apart from the noise drawn."""
+    scan, _ = gaussian_scan()
+    assert scan.maps is not None
+    volume = Scan(
+        torch.stack([scan.kspace, 0.5 * scan.kspace, scan.kspace]), scan.mask, torch.stack([scan.maps] * 3), scan.sigma
+    )
+    settings = DDSSettings(steps=30, samples=64, sigma_end=0.003)
+    whole = dds(volume, GaussianPrior(), settings)  # type: ignore[arg-type]
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(dds_module, "MAX_PIXELS", 2 * 64 * 16 * 18)
+    pieces = dds(volume, GaussianPrior(), settings, lambda *at: calls.append(at))  # type: ignore[arg-type]
+    assert calls[-1] == (60, 60)
+    assert pieces.info["scale"] == whole.info["scale"]
+    assert pieces.image.shape == whole.image.shape
+    assert whole.std is not None
+    assert pieces.std is not None
+    assert pieces.std.shape == whole.std.shape
+    error = (pieces.image - whole.image).abs().square().mean().sqrt()
+    assert float(error) < 4 * float(whole.std.square().mean().sqrt()) / 8  # two means of 64 samples each
 
 
 def test_one_sample_has_no_std_and_no_signal_is_an_error() -> None:
