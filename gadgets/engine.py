@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+DEFAULT_THREADS = torch.get_num_threads()
+
+
 class Engine:
     """Shared by all scans of a process; every scan's reconstructions run one after another on its one worker.
 
@@ -38,7 +41,7 @@ class Engine:
     device
         Overrides the recipes' device: "auto", "cpu", "cuda" or "cuda:1". A scan's own parameter goes before it.
     threads
-        CPU threads of torch; 0 leaves torch's own choice.
+        CPU threads of torch on the worker; 0 takes torch's own choice.
 
     Raises
     ------
@@ -51,10 +54,10 @@ class Engine:
         self.default = self._placed(load_recipe(recipe) if isinstance(recipe, str) else recipe)
         self._priors: dict[tuple[str, str, str], DiffusionPrior] = {}
         self._lock = threading.Lock()
-        self.worker = ThreadPoolExecutor(1, "reconstruct")
-        if threads:
-            self.worker.submit(torch.set_num_threads, threads).result()
-            torch.set_num_threads(threads)
+        # always set: another engine of this process may have chosen another number before
+        self.worker = ThreadPoolExecutor(
+            1, "reconstruct", initializer=torch.set_num_threads, initargs=(threads or DEFAULT_THREADS,)
+        )
 
     def _placed(self, recipe: Recipe) -> Recipe:
         return recipe if self._device is None else recipe.on(self._device)
