@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
 DEFAULT_THREADS = torch.get_num_threads()
+"""Read once at import: what torch chooses on this machine, or OMP_NUM_THREADS says."""
 
 
 class Engine:
