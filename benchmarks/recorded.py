@@ -174,7 +174,8 @@ def lesion_lines(results: list[Result], truth: Truth) -> list[str]:
     for r in results:
         for index in np.flatnonzero(truth.lesion.any((1, 2))):
             core = truth.lesion[index] > 0.5 * truth.lesion[index].max()
-            around = (truth.lesion[index] <= 0) & _grown(core, 6) & ~_grown(core, 2)
+            faint = truth.lesion[index] <= 0.02 * truth.lesion[index].max()
+            around = faint & _grown(core, 8) & ~_grown(core, 3)
             wanted = contrast(truth.images[1, index], core, around) - contrast(truth.images[0, index], core, around)
             kept = contrast(r.images[1, index], core, around) - contrast(truth.images[0, index], core, around)
             ghost = contrast(r.images[0, index], core, around) - contrast(truth.images[0, index], core, around)
