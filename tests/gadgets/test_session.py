@@ -342,13 +342,17 @@ def test_an_aborted_scan_does_not_hold_up_another(engine: Engine, held: threadin
 
 
 def test_abort_while_another_scans_work_runs_returns_at_once(engine: Engine, held: threading.Event) -> None:
-    first = begin(engine, [], recipe="zero-filled")
+    made: list[Image] = []
+    given_up: list[Image] = []
+    first = begin(engine, made, recipe="zero-filled")
     feed(first, slice_lines())
-    second = begin(engine, [], recipe="zero-filled")
+    second = begin(engine, given_up, recipe="zero-filled")
     feed(second, slice_lines())
     promptly(second.abort, "the peer is gone")
     held.set()
     first.close()
+    assert len(made) == 1
+    assert not given_up
 
 
 def test_a_shut_down_engine_is_told(engine: Engine, held: threading.Event) -> None:

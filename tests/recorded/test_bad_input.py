@@ -417,6 +417,7 @@ def test_peer_gone_in_mid_scan(server: Server, scan: PeerScan) -> None:
     time.sleep(0.3)  # a reconstruction of half a minute has begun
     peer.wire.connection.shutdown(socket.SHUT_RDWR)
     peer.thread.join(5)
+    assert not peer.thread.is_alive()
     peer.wire.close()
 
 
