@@ -27,8 +27,8 @@ class PriorError(ValueError):
 class DiffusionPrior:
     """A denoiser `D(x, sigma) = E[x0 | x0 + sigma (n_re + i n_im)]` on complex images.
 
-    Images are in the prior's own scale: the 99.5th percentile of a magnitude is about 1. `sigma` is the standard
-    deviation of the real and of the imaginary part each.
+    Images are in the prior's own scale (`scale`). `sigma` is the standard deviation of the real and of the imaginary
+    part each.
 
     Attributes
     ----------
@@ -42,6 +42,8 @@ class DiffusionPrior:
         Arguments of the network, as written into the file.
     autocast
         None (float32), or the type of torch autocast.
+    scale
+        (percentile, value): which percentile of a magnitude image has which value in the prior's scale.
     """
 
     denoiser: EDMDenoiser
@@ -50,14 +52,24 @@ class DiffusionPrior:
     sigma_max: float
     network: dict[str, Any] = field(default_factory=dict)
     autocast: torch.dtype | None = None
+    scale: tuple[float, float] = (99.5, 1.0)
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.denoiser.parameters()).device
 
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of one real channel of the prior's images."""
+        return self.denoiser.sigma_data
+
+    def for_image(self, image: torch.Tensor) -> DiffusionPrior:
+        """Itself: a complex prior is for any image."""
+        return self
+
     def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
-        """Denoise complex images.
+        """Denoise complex images; differentiable with respect to `x` where `x` requires a gradient.
 
         Parameters
         ----------
@@ -75,7 +87,11 @@ class DiffusionPrior:
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(lead).reshape(-1)
         channels = torch.view_as_real(flat).movedim(-1, 1).float()
         at_once = max(1, MAX_PIXELS // (x.shape[-2] * x.shape[-1]))
-        with torch.no_grad(), torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        with (
+            torch.set_grad_enabled(wanted),
+            torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None),
+        ):
             parts = zip(channels.split(at_once), level.split(at_once), strict=True)
             clean = torch.cat([self.denoiser(part, sigma) for part, sigma in parts])
         return torch.view_as_complex(clean.float().movedim(1, -1).contiguous()).reshape(x.shape)

@@ -24,6 +24,9 @@ def train(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    begin_with: Annotated[
+        str | None, typer.Option(help="Prior (released or a file) whose weights to begin with.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the options and the data, then stop.")] = False,
 ) -> None:
     """Train a diffusion prior on magnitude images, with random contrast, phase, size and pose.
@@ -33,12 +36,13 @@ def train(
     Example: scanprior train --data images/ --out runs/brain --steps 30000 --precision bf16-mixed
     """
     try:
+        from scanprior.models.prior import PriorError
         from scanprior.sim.training import TrainingSettings, find_images, load_images, train_prior
     except ImportError as error:
         raise typer.BadParameter(f"training needs the extra: pip install 'scanprior[train]' ({error})") from error
     settings = TrainingSettings(
         steps, batch, patch, learning_rate, _numbers(widths), _numbers(blocks), bank, precision, accelerator, devices,
-        threads, save_every, seed,
+        threads, save_every, seed, begin_with,
     )  # fmt: skip
     try:
         if dry_run:
@@ -48,7 +52,7 @@ def train(
             typer.echo(f"{settings}")
             return
         typer.echo(f"prior: {train_prior(data, out, settings)}")
-    except (FileNotFoundError, FileExistsError) as error:
+    except (FileNotFoundError, FileExistsError, PriorError) as error:
         typer.echo(f"train: {error}", err=True)
         raise typer.Exit(1) from None
 

@@ -19,7 +19,8 @@ def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     rows, columns = image.shape
     if rows < size or columns < size:
         larger = np.zeros((max(rows, size), max(columns, size)), image.dtype)
-        larger[:rows, :columns] = image
+        top, left = (larger.shape[0] - rows) // 2, (larger.shape[1] - columns) // 2
+        larger[top : top + rows, left : left + columns] = image
         image, (rows, columns) = larger, larger.shape
     y, x = rng.integers(0, rows - size + 1), rng.integers(0, columns - size + 1)
     return image[y : y + size, x : x + size]
@@ -28,11 +29,12 @@ def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.n
 def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int) -> None:
     """Write `patches` augmented patches to `path`: npy, (patch, 2, 160, 160) float16, real and imaginary part.
 
-    Every file gets a share by the fourth root of its number of slices, so that small, sharp sets are seen often.
+    Every file gets a share by the fourth root of its number of slices times the edge of a slice in pixels, so that small
+    sets and sharp ones are seen often.
     Three patches come from each augmented slice. Patches of mere air are mostly drawn again.
     """
     rng = np.random.default_rng(seed)
-    share = np.array([len(stack.slices) for stack in stacks]) ** 0.25
+    share = np.array([len(stack.slices) ** 0.25 * stack.slices[0].size ** 0.5 for stack in stacks])
     partial = path.with_suffix(".partial.npy")
     bank = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(patches, 2, BANK_PATCH, BANK_PATCH))
     done = 0

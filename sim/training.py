@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from scanprior.models.preconditioning import EDMDenoiser
-from scanprior.models.prior import save_prior
+from scanprior.models.prior import PriorError, load_prior, save_prior
 from scanprior.models.unet import UNet
 
 from .image_sources import ImageStack, find_images, load_images
@@ -42,6 +42,7 @@ class TrainingSettings:
     threads: int = 0
     save_every: int = 1000
     seed: int = 0
+    begin_with: str | None = None
 
 
 def draw_sigma(count: int, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -70,6 +71,8 @@ class DenoiserTraining(pl.LightningModule):
         self.settings = settings
         network = UNet(2, settings.widths, settings.blocks)
         self.denoiser = EDMDenoiser(network, SIGMA_DATA)
+        if settings.begin_with is not None:
+            begin_with(self.denoiser, settings.begin_with)
         self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def training_step(self, clean: torch.Tensor, index: int) -> torch.Tensor:
@@ -88,6 +91,23 @@ class DenoiserTraining(pl.LightningModule):
             optimizer, lambda step: learning_rate_factor(step, self.settings.steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def begin_with(denoiser: EDMDenoiser, name: str) -> None:
+    """Fill `denoiser` with the weights of a prior, released or one's own, to train them further.
+
+    Raises
+    ------
+    PriorError
+        When there is no such prior, or its network is another one.
+    """
+    prior = load_prior(name)
+    try:
+        denoiser.load_state_dict(prior.denoiser.state_dict())
+    except RuntimeError as error:
+        raise PriorError(
+            f"prior {name!r} to begin with: its network {prior.network} is not the one asked for: {error}"
+        ) from error
 
 
 class Average(WeightAveraging):

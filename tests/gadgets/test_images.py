@@ -51,7 +51,8 @@ def test_header_has_the_geometry_and_time_of_the_centre_line() -> None:
         one.head
         for one in recorded("brain_t2_multislice_r3").acquisitions
         if tuple(one.head["idx"][name] for name in ("slice", "repetition", "kspace_encode_step_1"))
-        == (problem.key.slice, problem.key.repetition, 90) and int(one.head["number_of_samples"]) == 360
+        == (problem.key.slice, problem.key.repetition, 90)
+        and int(one.head["number_of_samples"]) == 360
     )
     for made in (magnitude, std):
         for name in ("position", "read_dir", "phase_dir", "slice_dir", "patient_table_position",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
-import scanprior.models.dds as dds_module
+import scanprior.models.posterior as posterior_module
 import torch
-from scanprior.models.dds import DDSSettings, dds, intensity_scale, noise_levels
+from scanprior.models.dds import DDSSettings, dds, noise_levels
 from scanprior.models.forward import SenseModel
+from scanprior.models.posterior import intensity_scale
 from scanprior.models.scan import Scan
 from support import random_complex
 
@@ -19,11 +18,15 @@ class GaussianPrior:
     """x0 ~ N(0, SD^2) in each real channel: D(x, s) = x SD^2 / (SD^2 + s^2)."""
 
     name = "gaussian"
-    denoiser = SimpleNamespace(sigma_data=SD)
+    sigma_data = SD
+    scale = (99.5, 1.0)
     sigma_min, sigma_max = 0.002, 80.0
 
     def __init__(self) -> None:
         self.calls = 0
+
+    def for_image(self, image: torch.Tensor) -> GaussianPrior:
+        return self
 
     def denoise(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         self.calls += 1
@@ -124,7 +127,7 @@ def test_a_volume_is_sampled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = DDSSettings(steps=30, samples=64, sigma_end=0.003)
     whole = dds(volume, GaussianPrior(), settings)  # type: ignore[arg-type]
     calls: list[tuple[int, int]] = []
-    monkeypatch.setattr(dds_module, "MAX_PIXELS", 2 * 64 * 16 * 18)
+    monkeypatch.setattr(posterior_module, "MAX_PIXELS", 2 * 64 * 16 * 18)
     pieces = dds(volume, GaussianPrior(), settings, lambda *at: calls.append(at))  # type: ignore[arg-type]
     assert calls[-1] == (60, 60)
     assert pieces.info["scale"] == whole.info["scale"]
@@ -158,5 +161,5 @@ def test_levels_that_the_prior_has_not_seen_are_refused() -> None:
     scan, _ = gaussian_scan()
     prior = GaussianPrior()
     prior.sigma_min = 0.1
-    with pytest.raises(ValueError, match=r"prior .gaussian. was trained from 80\.0 to 0\.1"):
+    with pytest.raises(ValueError, match=r"prior .gaussian. was trained from 80 to 0\.1"):
         dds(scan, prior, DDSSettings())  # type: ignore[arg-type]

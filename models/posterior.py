@@ -1,0 +1,321 @@
+"""What every diffusion sampler works on: one inverse problem in the prior's scale; and what is made of its samples.
+
+A sampler is a function of a `Problem`, a `Prior` and its settings. It returns samples (sample, ..., y, x). Everything
+around it is the same for all of them and stands here: the scale, the image to begin with, the memory that many slices
+times many samples take, the mean and the standard deviation, the account of network evaluations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import EllipsisType
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from pydantic import Field
+
+from .forward import SenseModel
+from .linear import combine_sets
+from .scan import Progress, Reconstruction, Scan, Settings
+from .total_variation import TvSettings, tv
+from .wavelet import L1WaveletSettings, l1_wavelet
+
+MAX_PIXELS = 1 << 23
+"""Pixels of all samples that are sampled at once: 64 MiB a tensor, and a handful of tensors for each coil."""
+GRADIENT_PIXELS = 1 << 18
+"""Pixels that a network sees at once where its gradient is wanted: all its activations are kept, about 6 kB a pixel."""
+
+
+class Prior(Protocol):
+    """What a sampler needs of a prior. Images are in the prior's own scale, noise levels are per real channel."""
+
+    name: str
+    sigma_min: float
+    sigma_max: float
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of one real channel of the prior's images."""
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """(percentile, value): which percentile of a magnitude image has which value in the prior's scale."""
+
+    def for_image(self, image: torch.Tensor) -> Prior:
+        """This prior for a scan whose first rough image (..., y, x) is known; most priors are for any."""
+
+    def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        """D(x, sigma) = E[x0 | x0 + noise = x] of complex images (..., y, x); differentiable where x asks for it."""
+
+
+class SamplerSettings(Settings):
+    """What all samplers have in common. Noise levels are per real channel, in the prior's scale."""
+
+    samples: int = Field(8, ge=1, le=256, description="posterior samples; their mean is the image")
+    sigma_start: float = Field(1.0, gt=0, le=1e4, description="first noise level, put on the image to begin with")
+    sigma_end: float = Field(0.025, gt=0, description="last noise level")
+    start: Literal["sense", "zero-filled", "l1-wavelet", "tv", "noise"] = Field(
+        "sense",
+        description="image to begin with (CCDF, Chung et al. 2022): `noise` is none, and wants a large sigma_start",
+    )
+    start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the CG-SENSE image to begin with")
+    seed: int = Field(0, ge=0, description="seed of all draws; the same on every device")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`y = A x + n` in the prior's scale.
+
+    Attributes
+    ----------
+    model
+        A, of unit-norm maps.
+    kspace
+        y (..., coil, y, x).
+    adjoint
+        A^H y (..., y, x), or (..., set, y, x).
+    data_variance
+        Variance of n in each real channel.
+    start
+        Image to begin with, of the shape of `adjoint`.
+    samples
+        How many samples are drawn.
+    generator
+        Source of all randomness, on the CPU so that a seed means the same on every device.
+    """
+
+    model: SenseModel
+    kspace: torch.Tensor
+    adjoint: torch.Tensor
+    data_variance: float
+    start: torch.Tensor
+    samples: int
+    generator: torch.Generator
+
+    def noise(self) -> torch.Tensor:
+        """Complex noise (sample, ..., y, x) of unit variance in each real channel."""
+        return self._normal(self.start.shape)
+
+    def kspace_noise(self) -> torch.Tensor:
+        """Complex noise (sample, ..., coil, y, x) of unit variance in each real channel."""
+        return self._normal(self.kspace.shape)
+
+    def begin(self, sigma: float) -> torch.Tensor:
+        """Samples to begin with: the starting image and noise of level `sigma`."""
+        return self.start + sigma * self.noise()
+
+    def proximal(self, centre: torch.Tensor, ratio: float, iterations: int) -> torch.Tensor:
+        """Mean of the Gaussian that centre +- r and the data give: data consistency, the same in all samplers.
+
+        Solves `(A^H A / s_y^2 + I / r^2) x = A^H y / s_y^2 + centre / r^2` by CG from `centre`; `ratio` is
+        r^2 / s_y^2. It takes 1-D transforms only where the mask allows (`SenseModel.normal`).
+        """
+        ridge = 1 / ratio
+        return self.model.solve(self.adjoint + ridge * centre, ridge, centre, iterations=iterations)
+
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
+        """A^H (y - A x)."""
+        return self.adjoint - self.model.normal(x)
+
+    def _normal(self, shape: torch.Size) -> torch.Tensor:
+        drawn = torch.randn((self.samples, *shape, 2), generator=self.generator)
+        return torch.view_as_complex(drawn).to(self.start.device)
+
+
+S = TypeVar("S", bound=SamplerSettings)
+Sampler = Callable[[Problem, Prior, S, Progress], torch.Tensor]
+"""`sampler(problem, prior, settings, progress)` -> samples (sample, ..., y, x), or (sample, ..., set, y, x)."""
+
+
+def sample_posterior(
+    method: str, sampler: Sampler[S], scan: Scan, prior: Prior, settings: S, progress: Progress | None = None
+) -> Reconstruction:
+    """Run a sampler on a scan; the mean of its samples, and the standard deviation of their magnitudes.
+
+    Parameters
+    ----------
+    method
+        For the image's history.
+    scan
+        A batch shares one intensity scale, as the slices of a volume must. With several sets of maps each set's image
+        is one image to the prior.
+
+    Returns
+    -------
+    Reconstruction with `std` (None for one sample); zero, both, where the maps are. `info` says method, prior, nfe
+    (network evaluations a sample, as counted), samples, start, scale and seconds.
+
+    Raises
+    ------
+    ValueError
+        If the scan has no maps or no signal, the prior was not trained on the noise levels asked for, or a sample is
+        not finite.
+    """
+    began = time.perf_counter()
+    check_levels(prior, settings.sigma_start, settings.sigma_end)
+    model = SenseModel.of(scan)
+    adjoint = model.H(scan.kspace)
+    # the weight only steadies the unmeasured directions; the sampler replaces them anyway
+    rough = model.solve(adjoint, 0.01, iterations=settings.start_iterations)
+    scale = intensity_scale(rough, prior.scale)
+    begin = _starting_image(scan, model, settings.start, rough, adjoint)
+    counted = _Counted(prior)
+    generator = torch.Generator().manual_seed(settings.seed)
+    pieces = _pieces(scan, settings.samples)
+    images, spreads = [], []
+    for number, (part, piece) in enumerate(pieces):
+
+        def tell(step: int, steps: int, number: int = number) -> None:
+            if progress is not None:
+                progress(number * steps + step, len(pieces) * steps)
+
+        problem = Problem(
+            SenseModel.of(piece), piece.kspace / scale, adjoint[part] / scale, (scan.sigma / scale) ** 2 / 2,
+            begin[part] / scale, settings.samples, generator,
+        )  # fmt: skip
+        bound = counted.for_image(rough[part] / scale)
+        samples = scale * combine_sets(sampler(problem, bound, settings, tell), problem.model)
+        if not bool(torch.isfinite(torch.view_as_real(samples)).all()):
+            raise ValueError(
+                f"{method}: a sample is not finite; the settings make it diverge (steps or levels too far)"
+            )
+        images.append(samples.mean(0))
+        spreads.append(samples.abs().std(0) if settings.samples > 1 else None)
+    std = torch.cat([spread for spread in spreads if spread is not None]) if settings.samples > 1 else None
+    info = {
+        "method": method,
+        "prior": prior.name,
+        "nfe": counted.calls // len(pieces),
+        "samples": settings.samples,
+        "start": settings.start,
+        "scale": scale,
+        "seconds": time.perf_counter() - began,
+    }
+    return Reconstruction(torch.cat(images), std, info)
+
+
+def check_levels(prior: Prior, start: float, end: float) -> None:
+    """Refuse noise levels that the prior was not trained on.
+
+    Raises
+    ------
+    ValueError
+        Naming both ranges.
+    """
+    # weights may say 0.0020000001
+    if end < prior.sigma_min * 0.999 or start > prior.sigma_max * 1.001:
+        raise ValueError(
+            f"noise levels from sigma_start {start:.6g} to sigma_end {end:.6g} asked for; "
+            f"prior {prior.name!r} was trained from {prior.sigma_max:.6g} to {prior.sigma_min:.6g}"
+        )
+
+
+def intensity_scale(image: torch.Tensor, scale: tuple[float, float] = (99.5, 1.0)) -> float:
+    """What to divide `image` by so that this percentile of its magnitude has this value; `scale` as of a prior.
+
+    Raises
+    ------
+    ValueError
+        If the image is zero.
+    """
+    percentile, value = scale
+    magnitude = image.abs().flatten()
+    found = float(magnitude.kthvalue(max(1, round(percentile / 100 * magnitude.numel()))).values)
+    if not found > 0:
+        raise ValueError("the image to begin with is zero nearly everywhere: the scan holds no signal")
+    return found / value
+
+
+def denoise_with_gradient(
+    prior: Prior, x: torch.Tensor, sigma: float, cotangent: Callable[[torch.Tensor, slice], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """D(x, sigma) and J^T v, with J the Jacobian of D at x on real and imaginary parts.
+
+    Parameters
+    ----------
+    x
+        (sample, ..., y, x) complex.
+    cotangent
+        v for a part of the samples: `cotangent(denoised, which)`, both of those samples alone.
+
+    Returns
+    -------
+    Both of the shape of `x`. Memory is bounded: samples go through the network a few at a time.
+    """
+    at_once = max(1, GRADIENT_PIXELS // max(1, x[0].numel()))
+    denoised, gradients = [], []
+    for first in range(0, len(x), at_once):
+        which = slice(first, first + at_once)
+        with torch.enable_grad():
+            part = x[which].detach().requires_grad_(True)
+            clean = prior.denoise(part, sigma)
+        vector = cotangent(clean.detach(), which)
+        gradients.append(torch.autograd.grad(clean, part, vector)[0])
+        denoised.append(clean.detach())
+    return torch.cat(denoised), torch.cat(gradients)
+
+
+class _Counted:
+    """A prior that counts its evaluations; samples in one batch count once."""
+
+    def __init__(self, prior: Prior, parent: _Counted | None = None) -> None:
+        self._prior = prior
+        self._parent = parent
+        self.calls = 0
+        self.name, self.sigma_min, self.sigma_max = prior.name, prior.sigma_min, prior.sigma_max
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._prior, name)
+
+    @property
+    def sigma_data(self) -> float:
+        return self._prior.sigma_data
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        return self._prior.scale
+
+    def for_image(self, image: torch.Tensor) -> Prior:
+        return _Counted(self._prior.for_image(image), self)
+
+    def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        (self._parent or self).calls += 1
+        return self._prior.denoise(x, sigma)
+
+
+def _starting_image(
+    scan: Scan, model: SenseModel, name: str, rough: torch.Tensor, adjoint: torch.Tensor
+) -> torch.Tensor:
+    """The image that a sampler begins with, of the shape of `rough`."""
+    if name == "noise":
+        return torch.zeros_like(rough)
+    if name == "zero-filled":
+        return adjoint
+    if name in ("l1-wavelet", "tv"):
+        if model.sets:
+            raise ValueError(f"start {name!r}: for one set of maps only, and this scan has several; use start: sense")
+        return (
+            l1_wavelet(scan, None, L1WaveletSettings()).image
+            if name == "l1-wavelet"
+            else tv(scan, None, TvSettings()).image
+        )
+    return rough
+
+
+def _pieces(scan: Scan, samples: int) -> list[tuple[slice | EllipsisType, Scan]]:
+    """A scan in pieces that fit into memory together with all their samples: the slices of a volume a few at a time."""
+    rows, columns = scan.kspace.shape[-2:]
+    at_once = max(1, MAX_PIXELS // (samples * rows * columns))
+    if scan.kspace.ndim != 4 or len(scan.kspace) <= at_once:
+        return [(..., scan)]
+    assert scan.maps is not None
+    of_each = scan.maps.ndim >= scan.kspace.ndim  # else one set of maps serves all slices
+    pieces: list[tuple[slice | EllipsisType, Scan]] = []
+    for first in range(0, len(scan.kspace), at_once):
+        part = slice(first, first + at_once)
+        mask = scan.mask[part] if scan.mask.ndim == 3 else scan.mask
+        maps = scan.maps[part] if of_each else scan.maps
+        pieces.append((part, replace(scan, kspace=scan.kspace[part], mask=mask, maps=maps)))
+    return pieces
