@@ -296,11 +296,9 @@ def _starting_image(
     if name in ("l1-wavelet", "tv"):
         if model.sets:
             raise ValueError(f"start {name!r}: for one set of maps only, and this scan has several; use start: sense")
-        return (
-            l1_wavelet(scan, None, L1WaveletSettings()).image
-            if name == "l1-wavelet"
-            else tv(scan, None, TvSettings()).image
-        )
+        if name == "tv":
+            return tv(scan, None, TvSettings.model_validate({})).image
+        return l1_wavelet(scan, None, L1WaveletSettings.model_validate({})).image
     return rough
 
 

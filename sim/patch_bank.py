@@ -29,9 +29,9 @@ def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.n
 def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int) -> None:
     """Write `patches` augmented patches to `path`: npy, (patch, 2, 160, 160) float16, real and imaginary part.
 
-    Every file gets a share by the fourth root of its number of slices times the edge of a slice in pixels, so that small
-    sets and sharp ones are seen often.
-    Three patches come from each augmented slice. Patches of mere air are mostly drawn again.
+    Every file gets a share by the fourth root of its number of slices times the edge of a slice in pixels, so that
+    small sets and sharp ones are seen often. Three patches come from each augmented slice. Patches of mere air are
+    mostly drawn again.
     """
     rng = np.random.default_rng(seed)
     share = np.array([len(stack.slices) ** 0.25 * stack.slices[0].size ** 0.5 for stack in stacks])
