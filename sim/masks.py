@@ -72,7 +72,7 @@ def uniform(lines: int, r: float, acs: int, partial_fourier: float = 1.0) -> Sam
     return Sampling(imaging, acs_lines(lines, acs) & kept, r)
 
 
-def _choose(
+def choose_points(
     inner: np.ndarray, allowed: np.ndarray, density: np.ndarray, r: float, rng: np.random.Generator
 ) -> np.ndarray:
     """All of `inner` and as many random points of `allowed` as R leaves, likelier where `density` is high."""
@@ -101,7 +101,7 @@ def random(
     allowed = np.arange(lines) >= first_line(lines, partial_fourier)
     distance = np.abs(np.arange(lines) - lines // 2) / (lines / 2)
     density = np.maximum(1.0 - distance, 0.0) ** power + 0.05
-    mask = _choose(inner & allowed, allowed, density, r, rng)
+    mask = choose_points(inner & allowed, allowed, density, r, rng)
     return Sampling(mask, inner & allowed, r)
 
 
@@ -122,5 +122,5 @@ def random_2d(
     allowed = np.broadcast_to(np.arange(ny) >= first_line(ny, partial_fourier), shape)
     distance = np.hypot((np.arange(nz) - nz // 2)[:, None] / (nz / 2), (np.arange(ny) - ny // 2)[None, :] / (ny / 2))
     density = np.maximum(1.0 - distance, 0.0) ** power + 0.02
-    mask = _choose(inner & allowed, allowed, density, r, rng)
+    mask = choose_points(inner & allowed, allowed, density, r, rng)
     return Sampling(mask, inner & allowed, r)

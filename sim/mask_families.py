@@ -1,0 +1,217 @@
+"""Mask families for offline evaluation: lines of ky (1-D) or points of the whole (ky, kx) plane (2-D).
+
+R counts the ACS: every mask has exactly round(points / R) points, the fully sampled centre included. One seed gives one
+mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scanprior.sim.masks import Sampling, acs_lines, choose_points
+
+GAUSSIAN_WIDTH = 0.12
+"""Standard deviation of the Gaussian densities, as a fraction of the matrix."""
+
+POISSON_SLOPE = 2.0
+"""How much the radius of a Poisson disc grows from the centre of k-space to the middle of its edges."""
+
+_SEARCH_STEPS = 8
+"""Bisections of the Poisson radius, in its logarithm: from a factor of 16 to about 1 %."""
+
+
+@dataclass(frozen=True)
+class MaskFamily:
+    """One way to place samples.
+
+    Attributes
+    ----------
+    dimensions
+        1: whole lines along x; 2: single points, as in a plane of two phase encodings.
+    make
+        `make(shape, r, acs, rng) -> Sampling` of shape (y,) or (y, x).
+    description
+        For people.
+    """
+
+    dimensions: int
+    make: Callable[[tuple[int, int], float, int, np.random.Generator], Sampling]
+    description: str
+
+
+def uniform_1d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """Lines spread evenly over what the ACS leaves, so that R is true with the ACS counted.
+
+    The spacing is a fraction as a rule: gaps between lines differ by one line at most. The place of the first one is
+    random.
+    """
+    inner = acs_lines(shape[0], acs)
+    missing = _missing(inner, r)
+    places = np.flatnonzero(~inner)
+    mask = inner.copy()
+    if missing:
+        spacing = len(places) / missing
+        mask[places[np.floor((np.arange(missing) + rng.random()) * spacing).astype(int)]] = True
+    return Sampling(mask, inner, r)
+
+
+def gaussian_1d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """Random lines whose density is a Gaussian around DC (Gaussian-1D of Chung and Ye, Medical Image Analysis 2022)."""
+    inner = acs_lines(shape[0], acs)
+    _missing(inner, r)
+    everywhere = np.ones(shape[0], bool)
+    return Sampling(choose_points(inner, everywhere, _gaussian(shape[0]), r, rng), inner, r)
+
+
+def gaussian_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """Random points whose density is a Gaussian around DC, and a square of ACS points."""
+    inner = acs_square(shape, acs)
+    _missing(inner, r)
+    density = _gaussian(shape[0])[:, None] * _gaussian(shape[1])[None, :]
+    return Sampling(choose_points(inner, np.ones(shape, bool), density, r, rng), inner, r)
+
+
+def poisson_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """Poisson discs whose radius grows with the distance from DC, and a square of ACS points.
+
+    Darts are thrown at all points in random order; one sticks where no earlier one lies within that one's radius,
+    `base * poisson_growth`. The base is the largest (of a bisection) that leaves room for as many as R asks for.
+    Outside the ACS any two points are at least the smaller of their two radii apart.
+    """
+    inner = acs_square(shape, acs)
+    missing = _missing(inner, r)
+    order = rng.permutation(np.flatnonzero(~inner))
+    if not missing:
+        return Sampling(inner.copy(), inner, r)
+    growth = poisson_growth(shape)
+    # a jammed set of discs holds about 0.7 points per squared radius, so this brackets the base from both sides
+    guess = math.sqrt(0.7 * order.size / missing * np.mean(growth**-2.0))
+    # below the first no two points conflict, so there is always room; above the second a disc holds the whole matrix
+    low, high = min(guess / 4, 1 / float(growth.max())), min(guess * 4, math.hypot(*shape))
+    best = _throw_darts(shape, order, low * growth, missing)
+    for _ in range(_SEARCH_STEPS):
+        base = math.sqrt(low * high)
+        darts = _throw_darts(shape, order, base * growth, missing)
+        if len(darts) == missing:
+            best, low = darts, base
+        else:
+            high = base
+    mask = inner.copy()
+    mask.ravel()[best] = True
+    return Sampling(mask, inner, r)
+
+
+def poisson_growth(shape: tuple[int, int]) -> np.ndarray:
+    """(y, x): radius of a Poisson disc over that at DC."""
+    return 1 + POISSON_SLOPE * np.hypot(*np.meshgrid(*(_offset(size) * 2 for size in shape), indexing="ij"))
+
+
+FAMILIES: dict[str, MaskFamily] = {
+    "uniform-1d": MaskFamily(1, uniform_1d, "evenly spread lines"),
+    "gaussian-1d": MaskFamily(1, gaussian_1d, "random lines, Gaussian density"),
+    "gaussian-2d": MaskFamily(2, gaussian_2d, "random points, Gaussian density"),
+    "poisson-2d": MaskFamily(2, poisson_2d, "Poisson discs, denser in the centre"),
+}
+
+
+def make_mask(family: str, shape: tuple[int, int], r: float, acs: int | None, seed: int | list[int]) -> Sampling:
+    """A mask of a family by name.
+
+    Parameters
+    ----------
+    shape
+        Matrix (y, x).
+    acs
+        Lines, or edge of the square, of the fully sampled centre; None takes `default_acs`.
+
+    Returns
+    -------
+    Sampling of shape (y,) or (y, x); `imaging` includes the ACS.
+
+    Raises
+    ------
+    ValueError
+        If there is no such family, or R cannot be reached with this ACS.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"mask {family!r} is not known; there are: {', '.join(FAMILIES)}")
+    chosen = FAMILIES[family]
+    acs = default_acs(family, shape, r) if acs is None else acs
+    try:
+        return chosen.make(shape, r, acs, np.random.default_rng(seed))
+    except ValueError as error:
+        raise ValueError(f"mask {family!r} on a {shape[0]} x {shape[1]} matrix: {error}") from None
+
+
+def default_acs(family: str, shape: tuple[int, int], r: float) -> int:
+    """ACS that costs about a third of the samples (fastMRI: 8 % of the lines at R = 4, 4 % at R = 8), from 8 to 24.
+
+    Lines for a family of lines, the edge of a square for one of points.
+    """
+    if FAMILIES[family].dimensions == 1:
+        return int(np.clip(round(0.32 * shape[0] / r), min(8, shape[0]), 24))
+    return int(np.clip(round(math.sqrt(0.32 * shape[0] * shape[1] / r)), min(8, *shape), min(24, *shape)))
+
+
+def acs_square(shape: tuple[int, int], acs: int) -> np.ndarray:
+    """(y, x) bool, the `acs` by `acs` points around DC."""
+    return acs_lines(shape[0], acs)[:, None] & acs_lines(shape[1], acs)[None, :]
+
+
+def _missing(inner: np.ndarray, r: float) -> int:
+    """How many points R asks for beyond the ACS."""
+    fixed = int(inner.sum())
+    if not 1 <= r <= inner.size / max(fixed, 1):
+        raise ValueError(
+            f"R: with {fixed} ACS {'lines' if inner.ndim == 1 else 'points'} of {inner.size} expected 1 to "
+            f"{inner.size / max(fixed, 1):.2f}, got {r:g}"
+        )
+    return max(0, round(inner.size / r) - fixed)
+
+
+def _offset(size: int) -> np.ndarray:
+    """Distance from DC along an axis, as a fraction of the matrix, negative below it."""
+    return (np.arange(size) - size // 2) / size
+
+
+def _gaussian(size: int) -> np.ndarray:
+    return np.exp(-0.5 * (_offset(size) / GAUSSIAN_WIDTH) ** 2)
+
+
+def _throw_darts(shape: tuple[int, int], order: np.ndarray, radius: np.ndarray, limit: int) -> list[int]:
+    """Flat indices of the darts that stick, at most `limit`, of those thrown in `order`; `radius` (y, x) in pixels."""
+    # Plain Python on a padded grid: a disc is a handful of slices of bytes, and each point is covered a few times only.
+    pad = int(radius.max()) + 1
+    width = shape[1] + 2 * pad
+    free = bytearray(b"\1") * (width * (shape[0] + 2 * pad))
+    rows, columns = np.divmod(order, shape[1])
+    # which points a disc holds changes only where the squared radius passes a whole number
+    squares = np.ceil(radius.ravel()[order] ** 2).astype(int)
+    discs: dict[int, list[tuple[int, int, bytes]]] = {}
+    found: list[int] = []
+    for place, at, square in zip(
+        order.tolist(), ((rows + pad) * width + columns + pad).tolist(), squares.tolist(), strict=True
+    ):
+        if not free[at]:
+            continue
+        if len(found) == limit:
+            break
+        found.append(place)
+        if square not in discs:
+            discs[square] = _disc(square, width)
+        for offset, length, zeros in discs[square]:
+            free[at + offset : at + offset + length] = zeros
+    return found
+
+
+def _disc(square: int, width: int) -> list[tuple[int, int, bytes]]:
+    """Runs (offset of the first point, length, zeros) of the points nearer than sqrt(square)."""
+    runs = []
+    reach = math.isqrt(max(square - 1, 0))
+    for down in range(-reach, reach + 1):
+        half = math.isqrt(square - 1 - down * down)
+        runs.append((down * width - half, 2 * half + 1, bytes(2 * half + 1)))
+    return runs
