@@ -1,4 +1,4 @@
-"""Magnitude images to train on, from npz stacks and NIfTI volumes."""
+"""Magnitude images to train on or to test with, from npz stacks and NIfTI volumes."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"training data: {path} does not exist")
+            raise FileNotFoundError(f"images: {path} does not exist")
         candidates = sorted(path.iterdir()) if path.is_dir() else [path]
         found += [file for file in candidates if file.name.endswith(SUFFIXES)]
     if not found:
-        raise FileNotFoundError(f"training data: no file with {', '.join(SUFFIXES)} in {', '.join(map(str, paths))}")
+        raise FileNotFoundError(f"images: no file with {', '.join(SUFFIXES)} in {', '.join(map(str, paths))}")
     return found
 
 

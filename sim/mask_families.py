@@ -161,6 +161,12 @@ def acs_square(shape: tuple[int, int], acs: int) -> np.ndarray:
     return acs_lines(shape[0], acs)[:, None] & acs_lines(shape[1], acs)[None, :]
 
 
+def acs_size(sampling: Sampling) -> int:
+    """ACS lines, or the edge of the square of ACS points."""
+    acs = sampling.acs
+    return int(acs.sum() if acs.ndim == 1 else acs.any(1).sum())
+
+
 def _missing(inner: np.ndarray, r: float) -> int:
     """How many points R asks for beyond the ACS."""
     fixed = int(inner.sum())

@@ -1,0 +1,165 @@
+"""What an evaluation compares on what: the plan, the test images, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scanprior.sim.augmentation import fourier_resize
+from scanprior.sim.evaluation import Condition, image_key, mask_of
+from scanprior.sim.image_sources import SUFFIXES, find_images, load_images
+from scanprior.sim.mask_families import acs_size
+
+from .evaluate_methods import Candidate
+
+LAM_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Weights tried first, relative to the shipped one; the grid goes on by factors of 2 where its best lies at an edge."""
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be made as it was asked for."""
+
+
+@dataclass(frozen=True)
+class TestImage:
+    """A slice (y, x) float32 and where it comes from."""
+
+    __test__ = False
+
+    name: str
+    magnitude: np.ndarray
+    source: Path
+
+    @property
+    def key(self) -> str:
+        """Tells it from all others."""
+        return image_key(self.magnitude)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared on what."""
+
+    images: list[TestImage]
+    candidates: list[Candidate]
+    conditions: list[Condition]
+    seed: int = 0
+    tuning: list[TestImage] = field(default_factory=list)
+    shown: int = 1
+
+    @property
+    def cases(self) -> int:
+        """Reconstructions of test images."""
+        return len(self.images) * len(self.conditions) * len(self.candidates)
+
+    @property
+    def tuning_cases(self) -> int:
+        """Reconstructions of training images, at the least."""
+        tunable = sum(candidate.tunable for candidate in self.candidates) if self.tuning else 0
+        return tunable * len(self.conditions) * len(self.tuning) * len(LAM_FACTORS)
+
+    def check(self) -> None:
+        """Refuse what cannot be run, before anything is.
+
+        Raises
+        ------
+        EvaluationError
+            When R cannot be reached, the ACS is too small for the maps, or tuning images are test images.
+        """
+        for condition in self.conditions:
+            for image in {image.magnitude.shape: image for image in (*self.images, *self.tuning)}.values():
+                try:
+                    edge = acs_size(mask_of(condition, image.magnitude, self.seed))
+                except ValueError as error:
+                    raise EvaluationError(str(error)) from None
+                kernel = max((c.recipe.maps.kernel for c in self.candidates if c.recipe.needs_maps), default=0)
+                if condition.coils > 1 and edge < kernel:
+                    raise EvaluationError(
+                        f"ACS of {edge}: the coil maps' kernel needs at least {kernel}; give more, or --coils 1"
+                    )
+        for candidate in self.candidates:
+            if candidate.recipe.compression is not None:
+                raise EvaluationError(
+                    f"method {candidate.label!r}: its recipe compresses coils, which is done on streams only"
+                )
+        if self.tuning:
+            keys = {image.key for image in self.images}
+            files = {image.source.resolve() for image in self.images}
+            for image in self.tuning:
+                if image.key in keys or image.source.resolve() in files:
+                    raise EvaluationError(f"{image.name} is of the test images: baselines are tuned on others")
+
+
+def pick_images(paths: list[Path], count: int | None, size: int | None = None) -> list[TestImage]:
+    """`count` slices, evenly spread over all that the files hold; all of them where it is None.
+
+    Parameters
+    ----------
+    size
+        Longest edge in pixels; larger images are resampled to it in k-space.
+
+    Raises
+    ------
+    EvaluationError
+        When a file is missing or no image file, or there are fewer slices.
+    """
+    for path in paths:
+        if not path.exists():
+            raise EvaluationError(f"{path} does not exist")
+        if path.is_file() and not path.name.endswith(SUFFIXES):
+            raise EvaluationError(f"{path}: expected an image stack ({', '.join(SUFFIXES)}) or a folder of them")
+    every: list[TestImage] = []
+    try:
+        for path in find_images(paths):
+            stack = load_images(path)
+            every += [TestImage(f"{stack.name}[{n}]", image, path) for n, image in enumerate(stack.slices)]
+    except (FileNotFoundError, ValueError, OSError) as error:
+        raise EvaluationError(str(error)) from error
+    if count is None:
+        count = len(every)
+    if not 1 <= count <= len(every):
+        raise EvaluationError(f"{count} images asked for, {', '.join(map(str, paths))} hold {len(every)}")
+    chosen = [every[int((n + 0.5) * len(every) / count)] for n in range(count)]
+    return chosen if size is None else [_at_most(image, size) for image in chosen]
+
+
+def _at_most(image: TestImage, size: int) -> TestImage:
+    factor = size / max(image.magnitude.shape)
+    if factor >= 1:
+        return image
+    return TestImage(image.name, np.abs(fourier_resize(image.magnitude, factor)), image.source)
+
+
+def conditions_of(
+    masks: list[str], rs: list[float], snrs: list[float | None], coils: int, acs: int | None
+) -> list[Condition]:
+    """All combinations, masks outermost."""
+    return [Condition(mask, r, snr, coils, acs) for mask in masks for r in rs for snr in snrs]
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """The plan in words, for a dry run."""
+    shapes = sorted({f"{rows} x {columns}" for rows, columns in (image.magnitude.shape for image in plan.images)})
+    yield f"images: {len(plan.images)} ({', '.join(shapes)}), {plan.images[0].name} to {plan.images[-1].name}"
+    for candidate in plan.candidates:
+        settings = candidate.recipe.method_settings
+        tuned = ", lam tuned" if candidate.tunable and plan.tuning else ""
+        evaluations = getattr(settings, "steps", 0) * getattr(settings, "samples", 0)
+        work = f", {evaluations} images through the network a case" if evaluations else ""
+        yield f"method {candidate.label}: {candidate.recipe.method}{tuned}{work}"
+    for condition in plan.conditions:
+        sampling = mask_of(condition, plan.images[0].magnitude, plan.seed)
+        acs = acs_size(sampling)
+        square = "" if sampling.acs.ndim == 1 else f" x {acs}"
+        yield f"{told(condition)}: effective R {sampling.effective_r:.2f}, ACS {acs}{square}"
+    if plan.tuning_cases:
+        yield f"tuning: at least {plan.tuning_cases} cases on {len(plan.tuning)} training images"
+    yield f"cases: {plan.cases}"
+
+
+def told(condition: Condition) -> str:
+    """A condition in words."""
+    noise = "no noise" if condition.snr_db is None else f"{condition.snr_db:g} dB"
+    return f"{condition.mask} R {condition.r:g} {noise} {condition.coils} coils"
