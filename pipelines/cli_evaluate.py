@@ -36,7 +36,7 @@ def evaluate(
     ] = None,
     coils: Annotated[int | None, typer.Option(min=1, help="1: single coil, map of ones. Default: 8.")] = None,
     acs: Annotated[
-        int | None, typer.Option(min=1, help="Lines, or edge of the square; default: a third of the samples, 8 to 24.")
+        int | None, typer.Option(min=1, help="Lines, or edge of the square; default: a third of the samples, 12 to 24.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Slices, evenly spread over the data; all.")] = None,
     size: Annotated[int | None, typer.Option(min=32, help="Longest edge; larger images are resampled.")] = None,
@@ -56,8 +56,8 @@ def evaluate(
 ) -> None:
     """Compare methods on test images, scanned by simulation, or on a recorded scan with its truth.
 
-    Writes report.html, summary.csv/.json/.md, cases.csv and figures/. Cases are kept as they finish: a run that was cut,
-    or a wider one in the same folder, computes only what is missing.
+    Writes report.html, summary.csv/.json/.md, cases.csv and figures/. Cases are kept as they finish: a run that was
+    cut, or a wider one in the same folder, computes only what is missing.
 
     Example: scanprior evaluate --data test.npz --methods sense,tv,dds --masks uniform-1d,gaussian-2d --r 4,8 --snr 25
     --coils 8 --images 10 --out out/
@@ -127,7 +127,7 @@ def _simulated(
             def tell(what: str, done: int) -> None:
                 if what:
                     bar.set_description(what)
-                bar.total = max(bar.total, bar.n + done)
+                bar.total = max(bar.total or 0, bar.n + done)  # the grid of a weight may have gone on
                 bar.update(done)
 
             records = evaluation.run(tell)
@@ -148,7 +148,7 @@ def _recorded(
 
     known = load_truth(truth, scan)
     if dry_run:
-        typer.echo(f"{scan.name}: {known.images.size // known.images[0, 0].size} images with a truth")
+        typer.echo(f"{scan.name}: {known.images.shape[0]} repetitions of {known.images.shape[1]} slices with a truth")
         typer.echo(f"cases: {known.images.shape[0] * known.images.shape[1] * len(candidates)}")
         return []
     with tqdm(total=len(candidates), unit="method") as bar:

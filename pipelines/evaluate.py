@@ -166,7 +166,7 @@ class Evaluation:
             record = self._case(self._store, image, condition, candidate, scans, tell, candidate.label, show)
             if record is not None:
                 # what the user calls it now: the same case may have had another label before
-                tuned = candidate.tunable and bool(self.plan.tuning)
+                tuned = bool(self.plan.tuning) if candidate.tunable else None
                 records.append(record | {"method": candidate.label, "image": image.name, "tuned": tuned})
         return records
 
@@ -220,7 +220,7 @@ class Evaluation:
         recipe = candidate.recipe
         parts = {
             "image": image.key,
-            "condition": asdict(condition),
+            "condition": asdict(condition) | {"r": float(condition.r)},
             "seed": self.plan.seed,
             "recipe": recipe.model_dump(include={"maps", "method", "prior", "precision"}),
             "settings": recipe.method_settings.model_dump(),

@@ -104,7 +104,8 @@ def grid_figure(path: Path, truth: np.ndarray, mask: np.ndarray, shown: Sequence
     rows = 3 if any(one.std is not None for one in shown) else 2
     height, width = truth[box].shape
     edge = 2.3
-    figure = Figure(figsize=(edge * (len(shown) + 1), (edge * height / width + 0.32) * rows + 0.3), dpi=130)
+    size = edge * (len(shown) + 1), (edge * height / width + 0.3) * rows + 0.55
+    figure = Figure(figsize=size, dpi=130)
     axes = figure.subplots(rows, len(shown) + 1, squeeze=False)
     for axis in axes.ravel():
         axis.axis("off")
@@ -124,8 +125,8 @@ def grid_figure(path: Path, truth: np.ndarray, mask: np.ndarray, shown: Sequence
         if one.std is not None:
             axes[2, column].imshow(ERROR_GAIN * one.std[box], cmap="inferno", vmin=0, vmax=top)
             axes[2, column].set_title(f"{ERROR_GAIN} x std", fontsize=9)
-    figure.suptitle(heading, fontsize=10)
-    figure.tight_layout(pad=0.4)
+    figure.suptitle(heading, fontsize=10, y=1 - 0.08 / size[1], va="top")
+    figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.3 / size[1]))
     figure.savefig(path)
     return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from scanprior.sim.augmentation import fourier_resize
@@ -115,8 +116,10 @@ def pick_images(paths: list[Path], count: int | None, size: int | None = None) -
         for path in find_images(paths):
             stack = load_images(path)
             every += [TestImage(f"{stack.name}[{n}]", image, path) for n, image in enumerate(stack.slices)]
-    except (FileNotFoundError, ValueError, OSError) as error:
-        raise EvaluationError(str(error)) from error
+    except ImportError as error:
+        raise EvaluationError(f"NIfTI needs the extra: pip install 'scanprior[train]' ({error})") from error
+    except (ValueError, OSError, BadZipFile) as error:
+        raise EvaluationError(f"{path}: {error}" if isinstance(error, BadZipFile) else str(error)) from error
     if count is None:
         count = len(every)
     if not 1 <= count <= len(every):

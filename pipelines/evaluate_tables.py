@@ -126,8 +126,8 @@ def markdown(rows: Sequence[Record]) -> list[str]:
 
 
 def _weight(row: Record) -> str:
-    """The weight of a method that has one, and where it comes from."""
-    if row["lam"] is None or "lam=" in row["method"]:
+    """The weight of a baseline whose weight can be tuned, and where it comes from."""
+    if row["tuned"] is None:
         return ""
     return f" (lam {row['lam']:.3g}, {'tuned' if row['tuned'] else 'shipped'})"
 

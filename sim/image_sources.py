@@ -76,7 +76,10 @@ def _nifti_slices(path: Path) -> np.ndarray:
     """Axial slices of a volume, anterior up, those in the middle 70 % (the ends are neck and air)."""
     import nibabel
 
-    image = nibabel.as_closest_canonical(nibabel.load(path))  # axes to right, anterior, superior
+    try:
+        image = nibabel.as_closest_canonical(nibabel.load(path))  # axes to right, anterior, superior
+    except nibabel.filebasedimages.ImageFileError as error:
+        raise ValueError(f"{path}: not a NIfTI file that can be read: {error}") from error
     volume = np.asarray(image.dataobj, dtype=np.float32)
     if volume.ndim != 3:
         raise ValueError(f"{path}: expected a volume of 3 dimensions, got shape {volume.shape}")
