@@ -22,7 +22,7 @@ from scanprior.sim.evaluation import (
 )
 
 from .evaluate_methods import Candidate
-from .evaluate_plan import LAM_FACTORS, EvaluationError, Plan, TestImage, told
+from .evaluate_plan import LAM_FACTORS, EvaluationError, Plan, TestImage, own_version, resolved_acs, told
 
 log = logging.getLogger(__name__)
 
@@ -216,11 +216,12 @@ class Evaluation:
         return self._pictures / f"{case}.npz"
 
     def case_id(self, image: TestImage, condition: Condition, candidate: Candidate) -> str:
-        """Hash of all that a case's numbers depend on: image, condition, seed, recipe, weights, device."""
+        """Hash of what a case's numbers depend on: version, image, condition, seed, recipe, weights, device."""
         recipe = candidate.recipe
         parts = {
             "image": image.key,
-            "condition": asdict(condition) | {"r": float(condition.r)},
+            "scanprior": own_version(),
+            "condition": asdict(condition) | {"r": float(condition.r), "acs": resolved_acs(condition, image)},
             "seed": self.plan.seed,
             "recipe": recipe.model_dump(include={"maps", "method", "prior", "precision"}),
             "settings": recipe.method_settings.model_dump(),

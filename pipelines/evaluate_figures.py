@@ -48,15 +48,15 @@ def quality_figure(path: Path, rows: Sequence[Record], measure: str, label: str)
                     capsize=2, linewidth=1.4, elinewidth=0.8, markersize=5, label=method, **style,
                 )  # fmt: skip
         _finish(axis, name, part, label)
-    return _save(figure, path, panels[0][0])
+    return _save(figure, path, panels[0])
 
 
 def calibration_figure(path: Path, rows: Sequence[Record]) -> Path | None:
     """Measured against nominal coverage, and error over standard deviation against R; None without uncertainty."""
+    styles = _styles(rows)  # of all rows: a method looks the same in every figure
     rows = [row for row in rows if row["cover50"] is not None]
     if not rows:
         return None
-    styles = _styles(rows)
     figure, panels = _panels(rows, 2)
     for column, (name, part) in enumerate(by_condition(rows)):
         bands, ratio = panels[0][column], panels[1][column]
@@ -66,7 +66,7 @@ def calibration_figure(path: Path, rows: Sequence[Record]) -> Path | None:
         for method, style in styles.items():
             mine = [row for row in part if row["method"] == method]
             for row in mine:
-                place = every_r.index(row["r"]) / max(1, len(every_r) - 1)
+                place = (every_r.index(row["r"]) + 1) / len(every_r)
                 bands.plot(
                     list(BANDS), [100 * row[f"cover{percent}"] for percent in BANDS],
                     linewidth=0.8 + 1.2 * place, alpha=0.5 + 0.5 * place, markersize=5,
@@ -80,11 +80,12 @@ def calibration_figure(path: Path, rows: Sequence[Record]) -> Path | None:
         bands.set(xlim=(40, 100), ylim=(0, 100), xlabel="nominal band, %", title=name)
         bands.set_xticks(list(BANDS))
         bands.grid(alpha=0.3)
-        bands.set_ylabel("truth within, % of object")
+        if column == 0:
+            bands.set_ylabel("truth within, % of object")
         if len(every_r) > 1:
             bands.text(0.03, 0.95, f"bolder: R {every_r[-1]:g}", transform=bands.transAxes, va="top", fontsize=8)
         _finish(ratio, "", part, "error rms / std rms")
-    return _save(figure, path, panels[0][0])
+    return _save(figure, path, panels[0])
 
 
 def grid_figure(path: Path, truth: np.ndarray, mask: np.ndarray, shown: Sequence[Shown], heading: str) -> Path:
@@ -158,18 +159,25 @@ def _panels(rows: Sequence[Record], height: int) -> tuple[Figure, Any]:
 
     columns = len(by_condition(rows))
     figure = Figure(figsize=(max(3.6 * columns, 5), 3.2 * height + 0.5), dpi=110)
-    return figure, figure.subplots(height, columns, squeeze=False)
+    return figure, figure.subplots(height, columns, squeeze=False, sharey="row")
 
 
 def _finish(axis: Axes, name: str, part: Sequence[Record], label: str) -> None:
     ticks = sorted({round(row["effective_r"], 2) for row in part})
-    axis.set(title=name, xlabel="true R", ylabel=label)
+    axis.set(title=name, xlabel="true R")
+    if axis.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+        axis.set_ylabel(label)
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.grid(alpha=0.3)
 
 
-def _save(figure: Figure, path: Path, legend_of: Axes) -> Path:
-    handles, labels = legend_of.get_legend_handles_labels()
+def _save(figure: Figure, path: Path, panels: Sequence[Axes]) -> Path:
+    """Save with one legend for all panels: a method may have failed in the first."""
+    found: dict[str, Any] = {}
+    for axis in panels:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    labels, handles = list(found), list(found.values())
     columns = max(1, min(len(labels), int(figure.get_figwidth() // 2)))
     lines = -(-len(labels) // columns)
     room = (0.28 * lines + 0.1) / figure.get_figheight()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from scanprior.sim.augmentation import fourier_resize
 from scanprior.sim.evaluation import Condition, image_key, mask_of
 from scanprior.sim.image_sources import SUFFIXES, find_images, load_images
-from scanprior.sim.mask_families import acs_size
+from scanprior.sim.mask_families import acs_size, default_acs
 
 from .evaluate_methods import Candidate
 
@@ -118,8 +118,8 @@ def pick_images(paths: list[Path], count: int | None, size: int | None = None) -
             every += [TestImage(f"{stack.name}[{n}]", image, path) for n, image in enumerate(stack.slices)]
     except ImportError as error:
         raise EvaluationError(f"NIfTI needs the extra: pip install 'scanprior[train]' ({error})") from error
-    except (ValueError, OSError, BadZipFile) as error:
-        raise EvaluationError(f"{path}: {error}" if isinstance(error, BadZipFile) else str(error)) from error
+    except (ValueError, OSError) as error:
+        raise EvaluationError(str(error)) from error
     if count is None:
         count = len(every)
     if not 1 <= count <= len(every):
@@ -160,6 +160,20 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     if plan.tuning_cases:
         yield f"tuning: at least {plan.tuning_cases} cases on {len(plan.tuning)} training images"
     yield f"cases: {plan.cases}"
+
+
+def resolved_acs(condition: Condition, image: TestImage) -> int:
+    """The ACS that the mask of this image has."""
+    shape = image.magnitude.shape[0], image.magnitude.shape[1]
+    return default_acs(condition.mask, shape, condition.r) if condition.acs is None else condition.acs
+
+
+def own_version() -> str:
+    """Version of the installed package."""
+    try:
+        return version("scanprior")
+    except PackageNotFoundError:
+        return "not installed: run from a checkout"
 
 
 def told(condition: Condition) -> str:

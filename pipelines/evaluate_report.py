@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from scanprior.sim.evaluation import mask_of
 from .evaluate import Evaluation
 from .evaluate_figures import Shown, calibration_figure, grid_figure, quality_figure
 from .evaluate_page import write_page
-from .evaluate_plan import Plan, told
+from .evaluate_plan import Plan, own_version, told
 from .evaluate_tables import Record, write_tables
 
 
@@ -55,13 +54,9 @@ def about_methods(methods: Sequence[tuple[str, dict[str, Any], str | None]]) -> 
 
 def about_machine(threads: int) -> dict[str, Any]:
     """Versions and hardware."""
-    try:
-        own = version("scanprior")
-    except PackageNotFoundError:
-        own = "not installed: run from a checkout"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
-        "scanprior": own,
+        "scanprior": own_version(),
         "machine": f"{platform.machine()}, {device}, {threads or torch.get_num_threads()} threads, "
         f"torch {torch.__version__}",
     }

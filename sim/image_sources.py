@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -58,11 +59,11 @@ def load_images(path: Path) -> ImageStack:
         When the file does not hold a stack of two-dimensional images.
     """
     if path.name.endswith(".npz"):
-        with np.load(path, allow_pickle=False) as data:
-            if "slices" not in data:
-                raise ValueError(f"{path}: expected the key 'slices' (slice, y, x), found {sorted(data)}")
-            slices = np.abs(data["slices"]).astype(np.float32)
-            subjects = [str(s) for s in data["subject"]] if "subject" in data else [path.name] * len(slices)
+        data = _npz(path)
+        if "slices" not in data:
+            raise ValueError(f"{path}: expected the key 'slices' (slice, y, x), found {sorted(data)}")
+        slices = np.abs(data["slices"]).astype(np.float32)
+        subjects = [str(s) for s in data["subject"]] if "subject" in data else [path.name] * len(slices)
     else:
         slices = _nifti_slices(path)
         subjects = [path.name] * len(slices)
@@ -70,6 +71,14 @@ def load_images(path: Path) -> ImageStack:
         raise ValueError(f"{path}: expected (slice, y, x), got shape {slices.shape}")
     scale = np.percentile(slices[slices > 0.02 * slices.max()], 99.5) if slices.any() else 1.0
     return ImageStack(path.name, list(slices / np.float32(scale)), subjects)
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except (ValueError, OSError, EOFError, BadZipFile, AttributeError) as error:  # AttributeError: a lone .npy
+        raise ValueError(f"{path}: not an npz file that can be read: {error}") from error
 
 
 def _nifti_slices(path: Path) -> np.ndarray:

@@ -118,10 +118,14 @@ def test_poisson_with_nothing_beside_the_acs() -> None:
 
 
 def test_what_cannot_be_is_named() -> None:
-    with pytest.raises(ValueError, match=r"'radial' is not known; there are: uniform-1d, gaussian-1d, gaussian-2d, poi"):
+    with pytest.raises(
+        ValueError, match=r"'radial' is not known; there are: uniform-1d, gaussian-1d, gaussian-2d, poi"
+    ):
         make_mask("radial", (48, 48), 4.0, 8, 0)
     for family, most in (("uniform-1d", "6.00"), ("gaussian-1d", "6.00"), ("gaussian-2d", "36.00")):
-        with pytest.raises(ValueError, match=rf"'{family}' on a 48 x 48 matrix: R: with .* expected 1 to {most}, got 40"):
+        with pytest.raises(
+            ValueError, match=rf"'{family}' on a 48 x 48 matrix: R: with .* expected 1 to {most}, got 40"
+        ):
             make_mask(family, (48, 48), 40, 8, 0)
         with pytest.raises(ValueError, match=r"expected 1 to .*, got 0\.5"):
             make_mask(family, (48, 48), 0.5, 8, 0)
