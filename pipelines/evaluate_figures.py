@@ -52,14 +52,14 @@ def quality_figure(path: Path, rows: Sequence[Record], measure: str, label: str)
 
 
 def calibration_figure(path: Path, rows: Sequence[Record]) -> Path | None:
-    """Measured against nominal coverage, and error over standard deviation against R; None without uncertainty."""
+    """Measured against nominal coverage; against R, error over standard deviation, and both alone; None without any."""
     styles = _styles(rows)  # of all rows: a method looks the same in every figure
     rows = [row for row in rows if row["cover50"] is not None]
     if not rows:
         return None
-    figure, panels = _panels(rows, 2)
+    figure, panels = _panels(rows, 3)
     for column, (name, part) in enumerate(by_condition(rows)):
-        bands, ratio = panels[0][column], panels[1][column]
+        bands, ratio, alone = (panels[row][column] for row in range(3))
         bands.plot([0, 100], [0, 100], color="0.6", linewidth=0.8)
         ratio.axhline(1.0, color="0.6", linewidth=0.8)
         every_r = sorted({row["r"] for row in part})
@@ -73,10 +73,11 @@ def calibration_figure(path: Path, rows: Sequence[Record]) -> Path | None:
                     label=method if row is mine[-1] else None, **style,
                 )  # fmt: skip
             known = [row for row in mine if row["error_over_std"] is not None]
-            ratio.plot(
-                [row["effective_r"] for row in known], [row["error_over_std"] for row in known],
-                linewidth=1.4, markersize=5, **style,
-            )  # fmt: skip
+            at = [row["effective_r"] for row in known]
+            ratio.plot(at, [row["error_over_std"] for row in known], linewidth=1.4, markersize=5, **style)
+            alone.plot(at, [row["std_rms"] for row in known], linewidth=1.4, markersize=5, **style)
+            hollow = style | {"markerfacecolor": "none"}
+            alone.plot(at, [row["error_rms"] for row in known], "--", linewidth=0.9, markersize=5, **hollow)
         bands.set(xlim=(40, 100), ylim=(0, 100), xlabel="nominal band, %", title=name)
         bands.set_xticks(list(BANDS))
         bands.grid(alpha=0.3)
@@ -85,6 +86,7 @@ def calibration_figure(path: Path, rows: Sequence[Record]) -> Path | None:
         if len(every_r) > 1:
             bands.text(0.03, 0.95, f"bolder: R {every_r[-1]:g}", transform=bands.transAxes, va="top", fontsize=8)
         _finish(ratio, "", part, "error rms / std rms")
+        _finish(alone, "", part, "rms of std (full), of error (hollow)")
     return _save(figure, path, panels[0])
 
 
@@ -105,7 +107,7 @@ def grid_figure(path: Path, truth: np.ndarray, mask: np.ndarray, shown: Sequence
     rows = 3 if any(one.std is not None for one in shown) else 2
     height, width = truth[box].shape
     edge = 2.3
-    size = edge * (len(shown) + 1), (edge * height / width + 0.3) * rows + 0.55
+    size = edge * (len(shown) + 1), (edge * height / width + 0.3) * rows + 0.5
     figure = Figure(figsize=size, dpi=130)
     axes = figure.subplots(rows, len(shown) + 1, squeeze=False)
     for axis in axes.ravel():
@@ -118,16 +120,15 @@ def grid_figure(path: Path, truth: np.ndarray, mask: np.ndarray, shown: Sequence
     for column, one in enumerate(shown, 1):
         error = np.abs(one.image - truth)
         axes[0, column].imshow(one.image[box], cmap="gray", vmin=0, vmax=top)
-        axes[0, column].set_title(
-            f"{_short(one.method)}\n{psnr(one.image, truth):.2f} dB, SSIM {ssim(one.image, truth):.3f}", fontsize=9
-        )
+        told = f"{psnr(one.image, truth):.2f} dB, SSIM {ssim(one.image, truth):.3f}"
+        axes[0, column].set_title(f"{_short(one.method)}\n{told}", fontsize=9)
         axes[1, column].imshow(ERROR_GAIN * error[box], cmap="inferno", vmin=0, vmax=top)
         axes[1, column].set_title(f"{ERROR_GAIN} x error", fontsize=9)
         if one.std is not None:
             axes[2, column].imshow(ERROR_GAIN * one.std[box], cmap="inferno", vmin=0, vmax=top)
             axes[2, column].set_title(f"{ERROR_GAIN} x std", fontsize=9)
     figure.suptitle(heading, fontsize=10, y=1 - 0.08 / size[1], va="top")
-    figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.3 / size[1]))
+    figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - 0.22 / size[1]))
     figure.savefig(path)
     return path
 

@@ -208,7 +208,7 @@ def about_recorded(scan: Path, truth: Path, candidates: list[Candidate], threads
     return {
         "scan": scan.name,
         "truth": truth.name,
-        **about_methods([(c.label, c.recipe.method_settings.model_dump(), c.recipe.prior) for c in candidates]),
+        **about_methods(candidates),
         "weights of l1-wavelet and tv tuned": "no: shipped weights",
         "units": "images over |W C|, whitening times coil maps of the truth; nothing is fitted",
         **about_machine(threads),

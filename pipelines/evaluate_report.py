@@ -14,6 +14,7 @@ from scanprior.sim.evaluation import mask_of
 
 from .evaluate import Evaluation
 from .evaluate_figures import Shown, calibration_figure, grid_figure, quality_figure
+from .evaluate_methods import Candidate
 from .evaluate_page import write_page
 from .evaluate_plan import Plan, own_version, told
 from .evaluate_tables import Record, write_tables
@@ -35,7 +36,7 @@ def about_run(plan: Plan, threads: int) -> dict[str, Any]:
     return {
         "images": ", ".join(image.name for image in plan.images),
         "conditions": "; ".join(told(condition) for condition in plan.conditions),
-        **about_methods([(c.label, c.recipe.method_settings.model_dump(), c.recipe.prior) for c in plan.candidates]),
+        **about_methods(plan.candidates, bool(plan.tuning)),
         "weights of l1-wavelet and tv tuned": tuned,
         "seed": plan.seed,
         "masks, coils, noise": "drawn anew for each image; all methods see the same data",
@@ -43,13 +44,21 @@ def about_run(plan: Plan, threads: int) -> dict[str, Any]:
     }
 
 
-def about_methods(methods: Sequence[tuple[str, dict[str, Any], str | None]]) -> dict[str, Any]:
-    """Settings of each method: (label, settings, prior)."""
-    return {
-        f"method {label}": ", ".join(f"{key} {value}" for key, value in settings.items())
-        + (f", prior {prior}" if prior else "")
-        for label, settings, prior in methods
-    }
+def about_methods(candidates: Sequence[Candidate], tuned: bool = False) -> dict[str, Any]:
+    """Settings, maps and prior of each method; `tuned` says that the weights of baselines are in the tables."""
+    about = {}
+    for candidate in candidates:
+        recipe = candidate.recipe
+        settings = recipe.method_settings.model_dump()
+        if tuned and candidate.tunable:
+            settings["lam"] = "tuned, see the tables"
+        parts = [f"{key} {value}" for key, value in settings.items()]
+        if recipe.needs_maps:
+            parts.append("maps: " + " ".join(f"{key} {value}" for key, value in recipe.maps.model_dump().items()))
+        if recipe.prior is not None:
+            parts.append(f"prior {recipe.prior}, {recipe.precision}")
+        about[f"method {candidate.label}"] = ", ".join(parts)
+    return about
 
 
 def about_machine(threads: int) -> dict[str, Any]:
@@ -101,7 +110,12 @@ def write_report(
     ]
     calibrated = calibration_figure(folder / "calibration.png", rows)
     if calibrated is not None:
-        figures.append(("Calibration: above, how often the truth lies within a band; below, error / std.", calibrated))
+        figures.append(
+            (
+                "Calibration: how often the truth lies within a band; error / std; both alone, in the image's units.",
+                calibrated,
+            )
+        )
     for number, grid in enumerate(grids):
         path = grid_figure(folder / f"images_{number:03d}.png", grid.truth, grid.mask, grid.shown, grid.heading)
         figures.append((grid.heading, path))
