@@ -20,11 +20,13 @@ def fourier_resize(image: np.ndarray, factor: float) -> np.ndarray:
     new = max(8, round(rows * factor)), max(8, round(columns * factor))
     if new[0] >= rows or new[1] >= columns:
         return image
+    if np.iscomplexobj(image):  # part by part: a cropped spectrum of even size has its Nyquist line on one side only
+        return fourier_resize(image.real, factor) + np.complex64(1j) * fourier_resize(image.imag, factor)
     spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image)))
     y, x = rows // 2 - new[0] // 2, columns // 2 - new[1] // 2
     cropped = spectrum[y : y + new[0], x : x + new[1]]
-    small = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(cropped))) * (new[0] * new[1] / (rows * columns))
-    return small.astype(np.complex64) if np.iscomplexobj(image) else small.real.astype(np.float32)
+    small = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(cropped))).real
+    return (small * (new[0] * new[1] / (rows * columns))).astype(np.float32)
 
 
 def random_pose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

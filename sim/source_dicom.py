@@ -27,9 +27,6 @@ MACROS = (
 NO_IMAGE = {"LOCALIZER", "PROJECTION IMAGE", "MIP", "MINIP", "MOSAIC"}
 NO_MAGNITUDE = {"P", "PHASE", "PHASE MAP", "VELOCITY", "R", "REAL", "I", "IMAGINARY"}
 GE_KIND = (0x0043, 0x102F)  # private: 0 magnitude, 1 phase, 2 real, 3 imaginary
-# what pydicom raises on damaged files, apart from its own InvalidDicomError
-DAMAGE = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError,
-          OverflowError, RuntimeError, struct.error, zlib.error)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,16 +89,13 @@ def load_dicom(files: Iterable[Path]) -> tuple[list[ImageStack], list[str]]:
     ImportError
         When pydicom is not installed.
     """
-    try:
-        import pydicom  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"DICOM files need the extra: pip install 'scanprior[dicom]' ({error})") from error
+    damage = _errors_of_damage()
     reasons: dict[str, list[Path]] = defaultdict(list)
     series: dict[str, list[Frame]] = defaultdict(list)
     for file in files:
         try:
             frames = _frames(file, reasons)
-        except DAMAGE as error:
+        except damage as error:
             reasons[str(error) if isinstance(error, SourceError) else f"it cannot be read ({error})"].append(file)
             continue
         for frame in frames:
@@ -109,7 +103,7 @@ def load_dicom(files: Iterable[Path]) -> tuple[list[ImageStack], list[str]]:
     stacks = []
     for frames in series.values():
         try:
-            stacks.append(_load_series(sorted(frames, key=lambda frame: frame.place), reasons))
+            stacks.append(_load_series(sorted(frames, key=lambda frame: frame.place), reasons, damage))
         except SourceError as error:
             reasons[str(error)].append(frames[0].file)
     left_out = [
@@ -117,6 +111,19 @@ def load_dicom(files: Iterable[Path]) -> tuple[list[ImageStack], list[str]]:
         for reason, paths in reasons.items()
     ]
     return stacks, left_out
+
+
+def _errors_of_damage() -> tuple[type[Exception], ...]:
+    """What reading a damaged file raises: pydicom's own, and those of the libraries below it."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImportError(f"DICOM files need the extra: pip install 'scanprior[dicom]' ({error})") from error
+    own = pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException
+    return (
+        *own, OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError,
+        OverflowError, RuntimeError, MemoryError, struct.error, zlib.error,
+    )  # fmt: skip
 
 
 def _frames(file: Path, reasons: dict[str, list[Path]]) -> list[Frame]:
@@ -212,7 +219,9 @@ def _frame(file: Path, number: int | None, header: Any, look: Callable[[str], An
     )
 
 
-def _load_series(frames: list[Frame], reasons: dict[str, list[Path]]) -> ImageStack:
+def _load_series(
+    frames: list[Frame], reasons: dict[str, list[Path]], damage: tuple[type[Exception], ...]
+) -> ImageStack:
     from pydicom.pixels import pixel_array
 
     slices, subjects = [], []
@@ -221,7 +230,7 @@ def _load_series(frames: list[Frame], reasons: dict[str, list[Path]]) -> ImageSt
             stored = pixel_array(frame.file, index=frame.number)
             if stored.ndim != 2:
                 raise ValueError(f"its pixels have shape {stored.shape}")
-        except DAMAGE as error:
+        except damage as error:
             reasons[f"its pixels cannot be read ({error})"].append(frame.file)
             continue
         slices.append(stored.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept))

@@ -7,6 +7,8 @@ The layout is that of Zbontar et al. 2018 (fastMRI, arXiv:1811.08839): datasets 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +47,7 @@ def hdf5_layout(path: Path) -> Literal["fastmri", "mrd"]:
         if any("xml" in group and "data" in group for group in groups):
             return "mrd"
         raise SourceError(
-            f"{path}: expected 'kspace' or 'reconstruction_rss' (fastMRI), or a group with 'xml' and 'data' (MRD), "
+            "expected 'kspace' or 'reconstruction_rss' (fastMRI), or a group with 'xml' and 'data' (MRD), "
             f"found {sorted(file) or 'nothing'}"
         )
 
@@ -68,27 +70,18 @@ def load_fastmri(path: Path) -> ImageStack:
             "`scanprior train` reconstructs such scans first"
         )
     with _opened(path) as file:
-        try:
-            subject = anonymous(str(file.attrs.get("patient_id", path.name)))
-            name = next((name for name in RECONSTRUCTIONS if name in file), None)
-            matrix = _recon_matrix(file, name)
-            reason = "has no 'kspace'"
-            if "kspace" in file:
-                reason = why_not_fully_sampled(file)
-                if not reason:
-                    slices = [_image(file["kspace"][n], matrix) for n in range(len(file["kspace"]))]
-                    return stack_of(path.name, slices, [subject] * len(slices))
-            if name is None:
-                raise SourceError(f"it {reason}; expected that, or '{RECONSTRUCTIONS[0]}'")
+        subject = anonymous(str(file.attrs.get("patient_id", path.name)))
+        name = next((name for name in RECONSTRUCTIONS if name in file), None)
+        matrix = _recon_matrix(file, name)
+        reason = why_not_fully_sampled(file) if "kspace" in file else "has no 'kspace'"
+        if not reason:
+            slices = [_image(kspace, matrix) for kspace in file["kspace"]]
+        elif name is None:
+            raise SourceError(f"it {reason}; expected that, or '{RECONSTRUCTIONS[0]}'")
+        else:
             log.info("%s %s: the magnitudes of %s are taken", path, reason, name)
-            magnitudes = _array(file, name, 3, "uif")
-            return stack_of(path.name, list(np.abs(magnitudes)), [subject] * len(magnitudes))
-        except SourceError as error:
-            raise SourceError(f"{path}: {error}") from None
-        except NoAcsError as error:
-            raise SourceError(f"{path}: its coils cannot be combined: {error}") from error
-        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise SourceError(f"{path}: damaged, or not fastMRI's layout ({error})") from error
+            slices = list(np.abs(_magnitudes(file, name)))
+        return stack_of(path.name, slices, [subject] * len(slices))
 
 
 def why_not_fully_sampled(file: h5py.File) -> str:
@@ -122,16 +115,27 @@ def why_not_fully_sampled(file: h5py.File) -> str:
     return ""
 
 
-def _opened(path: Path) -> h5py.File:
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """The file; whatever is wrong with it is told with its path, as a `SourceError`."""
     try:
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as error:
         raise SourceError(f"{path}: not an HDF5 file that can be read ({error})") from error
+    try:
+        with file:
+            yield file
+    except SourceError as error:
+        raise SourceError(f"{path}: {error}") from None
+    except NoAcsError as error:
+        raise SourceError(f"{path}: its coils cannot be combined: {error}") from error
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, MemoryError) as error:
+        raise SourceError(f"{path}: damaged, or of another layout ({error})") from error
 
 
-def _array(file: h5py.File, name: str, dimensions: int, kinds: str) -> np.ndarray:
+def _magnitudes(file: h5py.File, name: str) -> np.ndarray:
     values = np.asarray(file[name])
-    if values.ndim != dimensions or values.dtype.kind not in kinds:
+    if values.ndim != 3 or values.dtype.kind not in "uif":
         raise SourceError(f"expected numbers (slice, y, x) in '{name}', found {values.dtype} {values.shape}")
     return values
 
@@ -150,7 +154,9 @@ def _recon_matrix(file: h5py.File, reconstruction: str | None) -> tuple[int, int
         raise SourceError(f"its 'ismrmrd_header' is no XML that can be read ({error})") from error
     path = "./{*}encoding/{*}reconSpace/{*}matrixSize/{*}"
     sizes = [root.findtext(path + axis) for axis in "xy"]
-    if not all(size is not None and size.strip().isdigit() and int(size) > 0 for size in sizes):
+    if not all(
+        size is not None and size.strip().isascii() and size.strip().isdigit() and int(size) > 0 for size in sizes
+    ):
         raise SourceError(
             f"its 'ismrmrd_header' gives a reconSpace/matrixSize of {sizes}, expected two numbers above 0"
         )
