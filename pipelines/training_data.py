@@ -133,7 +133,9 @@ def check_scan(path: Path) -> str:
         if not found:
             raise SourceError("the scan has no image: a noise scan alone, or nothing at all")
         return anonymous(_patient(fromstring(scan.header)) or path.name)
-    except (OSError, KeyError, RuntimeError) as error:
+    except (ScanError, ScanFileError, SourceError):
+        raise
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise ScanFileError(f"{path}: damaged ({error})") from error
     finally:
         scan.close()

@@ -26,7 +26,7 @@ MACROS = (
 )
 NO_IMAGE = {"LOCALIZER", "PROJECTION IMAGE", "MIP", "MINIP", "MOSAIC"}
 NO_MAGNITUDE = {"P", "PHASE", "PHASE MAP", "VELOCITY", "R", "REAL", "I", "IMAGINARY"}
-GE_KIND = (0x0043, 0x102F)  # private: 0 magnitude, 1 phase, 2 real, 3 imaginary
+GE_BLOCK, GE_KIND = (0x0043, "GEMS_PARM_01"), 0x2F  # private: 0 magnitude, 1 phase, 2 real, 3 imaginary
 
 
 @dataclass(frozen=True)
@@ -188,14 +188,17 @@ def _reason_against(header: Any, look: Callable[[str], Any]) -> str | None:
         return f"a derived image (type {'/'.join(words)}), expected an original one: it may be a map or a projection"
     if NO_IMAGE & set(words):
         return f"a localizer, projection or mosaic (type {'/'.join(words)}), expected images of single slices"
-    component, private = str(look("ComplexImageComponent") or "MAGNITUDE").upper(), header.get(GE_KIND)
-    if (
-        NO_MAGNITUDE & set(words[2:])
-        or component != "MAGNITUDE"
-        or (private is not None and private.value in (1, 2, 3))
-    ):
+    component = str(look("ComplexImageComponent") or "MAGNITUDE").upper()
+    if NO_MAGNITUDE & set(words[2:]) or component != "MAGNITUDE" or _ge_kind(header) in (1, 2, 3):
         return f"a phase, real or imaginary image (type {'/'.join(words)}), expected the magnitude"
     return None
+
+
+def _ge_kind(header: Any) -> Any:
+    try:
+        return header.private_block(*GE_BLOCK)[GE_KIND].value
+    except KeyError:
+        return None
 
 
 def _frame(file: Path, number: int | None, header: Any, look: Callable[[str], Any]) -> Frame:

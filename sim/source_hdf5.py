@@ -88,7 +88,7 @@ def why_not_fully_sampled(file: h5py.File) -> str:
     """Why `kspace` cannot be transformed as it is, or "".
 
     Rows or columns of zeros at both edges of k-space alike are a lower resolution, which fastMRI has; between measured
-    ones they are undersampling, and at one edge partial Fourier.
+    ones they are undersampling, as is a plane with holes, and at one edge they are partial Fourier.
     """
     if "mask" in file and not np.asarray(file["mask"]).all():
         mask = np.asarray(file["mask"]) != 0
@@ -98,21 +98,27 @@ def why_not_fully_sampled(file: h5py.File) -> str:
         raise SourceError(
             f"expected complex 'kspace' (slice, coil, y, x) or (slice, y, x), found {kspace.dtype} {kspace.shape}"
         )
-    for number in range(len(kspace)):
-        measured = np.asarray(kspace[number] != 0)
-        if not measured.any():
-            raise SourceError(f"slice {number} of 'kspace' holds nothing but zeros")
-        for axis, name in ((-2, "rows"), (-1, "columns")):
-            others = tuple(n for n in range(measured.ndim) if n != measured.ndim + axis)
-            lines = np.flatnonzero(measured.any(others))
-            size, first, last = measured.shape[axis], int(lines[0]), int(lines[-1])
-            if len(lines) < last - first + 1:
-                r = (last - first + 1) / len(lines)
-                return f"has R = {r:.1f} along its {name}; {ONLY}"
-            halves = sorted((size // 2 - first, last + 1 - size // 2))
-            if halves[0] < EVEN * halves[1] - 1:
-                return f"has the {name} {first} to {last} of {size} alone (partial Fourier); {ONLY}"
-    return ""
+    return next(filter(None, (_why_not_full(kspace[number], number) for number in range(len(kspace)))), "")
+
+
+def _why_not_full(kspace: np.ndarray, number: int) -> str:
+    """The same for slice `number` alone, (coil, y, x) or (y, x)."""
+    measured = kspace != 0 if kspace.ndim == 2 else (kspace != 0).any(0)
+    if not measured.any():
+        raise SourceError(f"slice {number} of 'kspace' holds nothing but zeros")
+    box = []
+    for axis, name in enumerate(("rows", "columns")):
+        lines = np.flatnonzero(measured.any(1 - axis))
+        size, first, last = measured.shape[axis], int(lines[0]), int(lines[-1])
+        if len(lines) < last + 1 - first:
+            return f"has R = {(last + 1 - first) / len(lines):.1f} along its {name}; {ONLY}"
+        halves = sorted((size // 2 - first, last + 1 - size // 2))
+        if halves[0] < EVEN * halves[1] - 1:
+            return f"has the {name} {first} to {last} of {size} alone (partial Fourier); {ONLY}"
+        box.append(slice(first, last + 1))
+    share = float(measured[tuple(box)].mean())
+    # a sample may be zero by chance; points left out on purpose are many
+    return f"has R = {1 / share:.1f} in its plane; {ONLY}" if share < 0.99 else ""
 
 
 @contextmanager

@@ -219,6 +219,7 @@ def _drop(columns: Any) -> Callable[[np.ndarray], np.ndarray]:
         (_drop(slice(1, None, 2)), {}, r"has R = 2.0 along its columns; only fully sampled"),
         (_drop(np.r_[3:24, 48:70]), {}, r"has R = 2.5 along its columns"),
         (_drop(slice(0, 18)), {}, r"has the columns 18 to 71 of 72 alone \(partial Fourier\)"),
+        (lambda k: k * (np.random.default_rng(0).random(k.shape[-2:]) < 0.4), {}, "has R = 2.5 in its plane"),
         (_drop(slice(0, 0)), {"mask": np.arange(72) % 4 == 0}, r"has a mask of R = 4.0; only fully sampled"),
         (_drop(slice(None)), {}, "slice 0 of 'kspace' holds nothing but zeros"),
         (lambda k: k[0, 0], {}, r"expected complex 'kspace' .* found complex64 \(160, 72\)"),
