@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from .image_stack import ImageStack, SourceError, stack_of
 from .source_dicom import is_dicom, load_dicom
@@ -77,7 +78,7 @@ def load_sources(files: Iterable[Path]) -> Sources:
     stacks: list[ImageStack] = []
     left_out: list[str] = []
     series: list[Path] = []
-    for file in files:
+    for file in tqdm(files, desc="training data", disable=len(files) < 2):
         if is_dicom(file):
             series.append(file)
             continue

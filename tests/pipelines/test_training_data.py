@@ -149,7 +149,7 @@ def test_a_scan_that_lost_readouts_is_refused(tmp_path: Path) -> None:
         images_for_training([scan.path], tmp_path / "scans")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(header=st.binary(max_size=100).map(lambda text: text.replace(b"\0", b"")), cut=st.integers(0, 3000))
 def test_a_damaged_header_is_told(tmp_path: Path, header: bytes, cut: int) -> None:
     path = tmp_path / "scan.h5"
