@@ -20,7 +20,7 @@ _SNR = "25"
 
 def evaluate(
     data: Annotated[
-        list[Path], typer.Option(help="Images (npz, NIfTI, folder; may be given often), or a recorded scan (.h5).")
+        list[Path], typer.Option(help="Images (as of train; may be given often), or a recorded scan (MRD).")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the evaluation; the same folder again goes on with it.")],
     methods: Annotated[
@@ -62,25 +62,28 @@ def evaluate(
     Example: scanprior evaluate --data test.npz --methods sense,tv,dds --masks uniform-1d,gaussian-2d --r 4,8 --snr 25
     --coils 8 --images 10 --out out/
     """
+    from scanprior.sim.image_stack import SourceError
+    from scanprior.sim.source_hdf5 import SUFFIXES, hdf5_layout
+
     from .evaluate_methods import parse_methods
     from .evaluate_plan import EvaluationError
 
     try:
         candidates = parse_methods(methods, precision, device)
-        recorded = [path for path in data if path.suffix == ".h5"]
+        recorded = [path for path in data if path.suffix in SUFFIXES and path.is_file() and hdf5_layout(path) == "mrd"]
         if recorded or truth is not None:
             _refuse_for_recorded(
                 masks=masks, r=r, snr=snr, coils=coils, acs=acs, images=images, size=size, tune=tune_on
             )
             if len(data) != 1 or len(recorded) != 1 or truth is None:
-                raise EvaluationError("a recorded scan: expected one --data of type .h5 and its --truth")
+                raise EvaluationError("a recorded scan: expected one --data, an MRD file, and its --truth")
             failures = _recorded(data[0], truth, candidates, out, threads, show, dry_run)
         else:
             failures = _simulated(
                 data, candidates, out, masks or _MASKS, r or _R, snr or _SNR, coils or 8, acs, images, size,
                 tune_on or [], tune_images, threads, show, seed, dry_run,
             )  # fmt: skip
-    except (RecipeError, PriorError, EvaluationError) as error:
+    except (RecipeError, PriorError, EvaluationError, SourceError) as error:
         raise typer.BadParameter(str(error)) from None
     except (RuntimeError, OSError) as error:
         typer.echo(f"evaluate: {error}", err=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 
 def train(
-    data: Annotated[list[Path], typer.Option(help="Image file (npz, NIfTI) or folder; may be given often.")],
+    data: Annotated[
+        list[Path], typer.Option(help="File or folder (npz, NIfTI, DICOM, fastMRI, MRD); may be given often.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run; the same folder again resumes it.")],
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 30_000,
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 8,
@@ -29,7 +32,7 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the options and the data, then stop.")] = False,
 ) -> None:
-    """Train a diffusion prior on magnitude images, with random contrast, phase, size and pose.
+    """Train a diffusion prior on magnitude or complex images, with random contrast, phase, size and pose.
 
     Writes prior.safetensors (usable as `prior:` of a recipe), curve.csv and samples.png as it goes.
 
@@ -37,7 +40,11 @@ def train(
     """
     try:
         from scanprior.models.prior import PriorError
-        from scanprior.sim.training import TrainingSettings, find_images, load_images, train_prior
+        from scanprior.sim.image_sources import load_sources
+        from scanprior.sim.image_stack import SourceError
+        from scanprior.sim.training import TrainingSettings, train_prior
+
+        from .training_data import images_for_training
     except ImportError as error:
         raise typer.BadParameter(f"training needs the extra: pip install 'scanprior[train]' ({error})") from error
     settings = TrainingSettings(
@@ -46,13 +53,16 @@ def train(
     )  # fmt: skip
     try:
         if dry_run:
-            for path in find_images(data):
-                stack = load_images(path)
-                typer.echo(f"{path}: {len(stack.slices)} slices, {len(set(stack.subjects))} subjects")
+            with TemporaryDirectory() as passing:
+                files, left_out = images_for_training(data, Path(passing), threads)
+                sources = load_sources(files)
+            for line in [*map(str, sources.stacks), *(f"left out: {why}" for why in left_out + sources.left_out)]:
+                typer.echo(line)
             typer.echo(f"{settings}")
             return
-        typer.echo(f"prior: {train_prior(data, out, settings)}")
-    except (FileNotFoundError, FileExistsError, PriorError) as error:
+        files, _ = images_for_training(data, out / "scans", threads)
+        typer.echo(f"prior: {train_prior(files, out, settings)}")
+    except (FileNotFoundError, FileExistsError, ImportError, PriorError, SourceError) as error:
         typer.echo(f"train: {error}", err=True)
         raise typer.Exit(1) from None
 

@@ -191,11 +191,11 @@ class Evaluation:
             try:
                 scan = scans.get(image.key)
                 if scan is None:
-                    scan = scans[image.key] = simulate_scan(image.magnitude, condition, self.plan.seed)
+                    scan = scans[image.key] = simulate_scan(image.pixels, condition, self.plan.seed)
                 recipe = candidate.recipe
                 prior, device = self._engine.prior(recipe), self._engine.device(recipe)
                 if prior is not None:
-                    self._warm_up(prior, image.magnitude.shape)
+                    self._warm_up(prior, image.pixels.shape)
                 result = run_recipe(scan, recipe, prior, device)
                 record = case_record(scan, recipe, result)
             except (ValueError, RuntimeError) as error:

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from scanprior.sim.augmentation import fourier_resize
 from scanprior.sim.evaluation import Condition, image_key, mask_of
-from scanprior.sim.image_sources import SUFFIXES, find_images, load_images
+from scanprior.sim.image_sources import find_images, load_images
+from scanprior.sim.image_stack import ImageStack, SourceError
 from scanprior.sim.mask_families import acs_size, default_acs
+from scanprior.sim.source_dicom import is_dicom, load_dicom
 
 from .evaluate_methods import Candidate
 
@@ -25,18 +27,18 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class TestImage:
-    """A slice (y, x) float32 and where it comes from."""
+    """A slice (y, x), float32 magnitude or complex64, and the file or folder that it comes from."""
 
     __test__ = False
 
     name: str
-    magnitude: np.ndarray
+    pixels: np.ndarray
     source: Path
 
     @property
     def key(self) -> str:
         """Tells it from all others."""
-        return image_key(self.magnitude)
+        return image_key(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,9 @@ class Plan:
             When R cannot be reached, the ACS is too small for the maps, or tuning images are test images.
         """
         for condition in self.conditions:
-            for image in {image.magnitude.shape: image for image in (*self.images, *self.tuning)}.values():
+            for image in {image.pixels.shape: image for image in (*self.images, *self.tuning)}.values():
                 try:
-                    edge = acs_size(mask_of(condition, image.magnitude, self.seed))
+                    edge = acs_size(mask_of(condition, image.pixels, self.seed))
                 except ValueError as error:
                     raise EvaluationError(str(error)) from None
                 kernel = max((c.recipe.maps.kernel for c in self.candidates if c.recipe.needs_maps), default=0)
@@ -104,22 +106,19 @@ def pick_images(paths: list[Path], count: int | None, size: int | None = None) -
     Raises
     ------
     EvaluationError
-        When a file is missing or no image file, or there are fewer slices.
+        When a file is missing or cannot be used, or there are fewer slices.
     """
     for path in paths:
         if not path.exists():
             raise EvaluationError(f"{path} does not exist")
-        if path.is_file() and not path.name.endswith(SUFFIXES):
-            raise EvaluationError(f"{path}: expected an image stack ({', '.join(SUFFIXES)}) or a folder of them")
     every: list[TestImage] = []
     try:
-        for path in find_images(paths):
-            stack = load_images(path)
-            every += [TestImage(f"{stack.name}[{n}]", image, path) for n, image in enumerate(stack.slices)]
+        for stack, source in _stacks(paths):
+            every += [TestImage(f"{stack.name}[{n}]", image, source) for n, image in enumerate(stack.slices)]
     except ImportError as error:
-        raise EvaluationError(f"NIfTI needs the extra: pip install 'scanprior[train]' ({error})") from error
-    except (ValueError, OSError) as error:
-        raise EvaluationError(str(error)) from error
+        raise EvaluationError(f"these images need the extra: pip install 'scanprior[train]' ({error})") from error
+    except (SourceError, FileNotFoundError) as error:
+        raise EvaluationError(str(error).removeprefix("training data: ")) from error
     if count is None:
         count = len(every)
     if not 1 <= count <= len(every):
@@ -128,11 +127,26 @@ def pick_images(paths: list[Path], count: int | None, size: int | None = None) -
     return chosen if size is None else [_at_most(image, size) for image in chosen]
 
 
+def _stacks(paths: list[Path]) -> Iterator[tuple[ImageStack, Path]]:
+    """What the files hold, and where it lies. None is left out: an average over other images would be another one."""
+    files = find_images(paths)
+    series = [file for file in files if is_dicom(file)]
+    for file in files:
+        if file not in series:
+            yield load_images(file), file
+    if series:
+        stacks, left_out = load_dicom(series)
+        if left_out:
+            raise SourceError("; ".join(left_out))
+        yield from ((stack, series[0].parent) for stack in stacks)
+
+
 def _at_most(image: TestImage, size: int) -> TestImage:
-    factor = size / max(image.magnitude.shape)
+    factor = size / max(image.pixels.shape)
     if factor >= 1:
         return image
-    return TestImage(image.name, np.abs(fourier_resize(image.magnitude, factor)), image.source)
+    small = fourier_resize(image.pixels, factor)
+    return TestImage(image.name, small if np.iscomplexobj(small) else np.abs(small), image.source)
 
 
 def conditions_of(
@@ -144,7 +158,7 @@ def conditions_of(
 
 def plan_lines(plan: Plan) -> Iterator[str]:
     """The plan in words, for a dry run."""
-    shapes = sorted({f"{rows} x {columns}" for rows, columns in (image.magnitude.shape for image in plan.images)})
+    shapes = sorted({f"{rows} x {columns}" for rows, columns in (image.pixels.shape for image in plan.images)})
     yield f"images: {len(plan.images)} ({', '.join(shapes)}), {plan.images[0].name} to {plan.images[-1].name}"
     for candidate in plan.candidates:
         settings = candidate.recipe.method_settings
@@ -153,7 +167,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         work = f", {evaluations} images through the network a case" if evaluations else ""
         yield f"method {candidate.label}: {candidate.recipe.method}{tuned}{work}"
     for condition in plan.conditions:
-        sampling = mask_of(condition, plan.images[0].magnitude, plan.seed)
+        sampling = mask_of(condition, plan.images[0].pixels, plan.seed)
         acs = acs_size(sampling)
         square = "" if sampling.acs.ndim == 1 else f" x {acs}"
         yield f"{told(condition)}: effective R {sampling.effective_r:.2f}, ACS {acs}{square}"
@@ -164,7 +178,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 
 def resolved_acs(condition: Condition, image: TestImage) -> int:
     """The ACS that the mask of this image has."""
-    shape = image.magnitude.shape[0], image.magnitude.shape[1]
+    shape = image.pixels.shape[0], image.pixels.shape[1]
     return default_acs(condition.mask, shape, condition.r) if condition.acs is None else condition.acs
 
 

@@ -83,10 +83,10 @@ def grids_of(evaluation: Evaluation, records: Sequence[Record]) -> list[Grid]:
                 if same and record["image"] == image.name:
                     shown.append(_kept(evaluation.picture(record["case"]), record["method"]))
             if shown:
-                sampling = mask_of(condition, image.magnitude, plan.seed)
+                sampling = mask_of(condition, image.pixels, plan.seed)
                 mask = sampling.mask[:, None] if sampling.mask.ndim == 1 else sampling.mask
                 heading = f"{image.name}, {told(condition)}, true R {sampling.effective_r:.2f}"
-                grids.append(Grid(heading, np.abs(image.magnitude), mask, shown))
+                grids.append(Grid(heading, np.abs(image.pixels), mask, shown))
     return grids
 
 

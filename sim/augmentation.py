@@ -1,8 +1,9 @@
-"""From a magnitude slice to a complex training image: random contrast, phase, size and pose.
+"""From a magnitude or complex slice to a complex training image: random contrast, phase, size and pose.
 
 A prior that shall serve any contrast and any coil array must not learn the one that its few subjects were scanned
 with. So intensities go through random maps (air stays air), the image gets a smooth random phase, and it is
-resampled (in k-space, as a scanner with fewer samples would) and moved.
+resampled (in k-space, as a scanner with fewer samples would) and moved. A complex slice keeps its measured phase; the
+random one is added to it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from scipy.ndimage import affine_transform, map_coordinates
 
 
 def fourier_resize(image: np.ndarray, factor: float) -> np.ndarray:
-    """Resample (y, x) to `factor` <= 1 of its size by cropping its centred spectrum; intensities are kept."""
+    """Resample (y, x), real or complex, to `factor` <= 1 of its size by cropping its centred spectrum; intensities are
+    kept."""
     rows, columns = image.shape
     new = max(8, round(rows * factor)), max(8, round(columns * factor))
     if new[0] >= rows or new[1] >= columns:
         return image
+    if np.iscomplexobj(image):  # part by part: a cropped spectrum of even size has its Nyquist line on one side only
+        return fourier_resize(image.real, factor) + np.complex64(1j) * fourier_resize(image.imag, factor)
     spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image)))
     y, x = rows // 2 - new[0] // 2, columns // 2 - new[1] // 2
     cropped = spectrum[y : y + new[0], x : x + new[1]]
@@ -39,7 +43,10 @@ def random_pose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def random_contrast(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Send intensities through a random map with 0 -> 0, monotone or not; the 99.5th percentile is 1 afterwards."""
+    """Send magnitudes through a random map with 0 -> 0, monotone or not, and keep signs or phases.
+
+    The 99.5th percentile of the result (of its magnitude, if complex) is 1.
+    """
     kind = rng.random()
     knots = np.array([0.0, 0.06, 0.18, 0.32, 0.46, 0.6, 0.75, 0.95, 1.3, 2.5])
     if kind < 0.4:
@@ -51,7 +58,13 @@ def random_contrast(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         values[1] = 0.06 * values[2:5].mean()
         if rng.random() < 0.5:  # neighbouring tissues keep similar values: a smoother map
             values[2:-1] = (values[1:-2] + 2 * values[2:-1] + values[3:]) / 4
-    mapped = PchipInterpolator(knots, values)(np.clip(np.abs(image), 0, 2.5)) * np.sign(image)
+    magnitude = np.abs(image)
+    mapped = PchipInterpolator(knots, values)(np.clip(magnitude, 0, 2.5))
+    if np.iscomplexobj(image):
+        bright = np.percentile(mapped, 99.5)
+        mapped = mapped * image / np.maximum(magnitude, np.finfo(np.float32).tiny)
+        return (mapped / max(float(bright), 1e-3)).astype(np.complex64)
+    mapped = mapped * np.sign(image)
     bright = np.percentile(mapped, 99.5)
     return (mapped / max(float(bright), 1e-3)).astype(np.float32)
 
@@ -75,13 +88,13 @@ def random_phase(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray
     return phase + rng.uniform(0, 1.5) * _smooth_field(shape, rng, int(rng.integers(1, 6)))
 
 
-def random_image(magnitude: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One augmented complex image from a magnitude slice, 99.5th percentile of the magnitude near 1.
+def random_image(source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One augmented complex image from a slice, 99.5th percentile of the magnitude near 1.
 
     Parameters
     ----------
-    magnitude
-        (y, x) float32, roughly 0 to 1.
+    source
+        (y, x), magnitudes roughly 0 to 1: float32, or complex64, whose phase stays beneath the random one.
     rng
         Source of all randomness.
 
@@ -89,9 +102,9 @@ def random_image(magnitude: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     -------
     (y, x) complex64, of a size of its own.
     """
-    longest = max(magnitude.shape)
+    longest = max(source.shape)
     target = np.exp(rng.uniform(np.log(150), np.log(420)))
-    image = fourier_resize(magnitude, min(1.0, target / longest))
+    image = fourier_resize(source, min(1.0, target / longest))
     image = random_contrast(random_pose(image, rng), rng)
     shading = np.exp(rng.uniform(0, 0.25) * _smooth_field(image.shape, rng, int(rng.integers(1, 4))))
     gain = np.exp(rng.normal(-0.05, 0.2))

@@ -1,4 +1,4 @@
-"""One case of an evaluation: a magnitude image becomes a scan, a recipe reconstructs it, and the image is scored.
+"""One case of an evaluation: an image becomes a scan, a recipe reconstructs it, and the image is scored.
 
 Simulated scans are in the image's own units: maps have unit norm over coils, so a reconstruction is compared with the
 truth as it is. Nothing is fitted to the truth, and the maps come from the noisy ACS alone.
@@ -50,7 +50,7 @@ class Condition:
     acs
         Lines, or edge of the square; None takes `mask_families.default_acs`.
     phase
-        Spread of the image's smooth phase in radians.
+        Spread of the smooth phase that a magnitude image gets, in radians.
     """
 
     mask: str
@@ -123,11 +123,11 @@ def _run(flags: np.ndarray) -> slice:
     return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
 
 
-def image_key(magnitude: np.ndarray) -> str:
+def image_key(image: np.ndarray) -> str:
     """What tells this image from all others: its draws of coils, phase, mask and noise depend on it, not on its place
     in a list, so that an evaluation of more images repeats those of fewer.
     """
-    values = np.ascontiguousarray(magnitude, np.float32)
+    values = np.ascontiguousarray(image, np.complex64 if np.iscomplexobj(image) else np.float32)
     return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()[:16]
 
 
@@ -144,7 +144,7 @@ def _coils(shape: tuple[int, int], coils: int, seed: int) -> np.ndarray:
     return coil_maps(shape, coils, seed=seed)[0]
 
 
-def mask_of(condition: Condition, magnitude: np.ndarray, seed: int) -> Sampling:
+def mask_of(condition: Condition, image: np.ndarray, seed: int) -> Sampling:
     """The mask that `simulate_scan` draws for this image: the same for every noise level.
 
     Raises
@@ -152,39 +152,42 @@ def mask_of(condition: Condition, magnitude: np.ndarray, seed: int) -> Sampling:
     ValueError
         If the family is not known, or R cannot be reached with the ACS.
     """
-    key = image_key(magnitude)
-    shape = (magnitude.shape[0], magnitude.shape[1])
+    key = image_key(image)
+    shape = (image.shape[0], image.shape[1])
     drawn = draw(seed, key, "mask", condition.mask, repr(float(condition.r)))
     return make_mask(condition.mask, shape, condition.r, condition.acs, drawn)
 
 
-def simulate_scan(magnitude: np.ndarray, condition: Condition, seed: int = 0) -> TestScan:
+def simulate_scan(image: np.ndarray, condition: Condition, seed: int = 0) -> TestScan:
     """Scan an image.
 
-    Coils (Biot-Savart), smooth phase, mask and noise are drawn for this image and this seed. All masks and R of an
-    image share its coils, its phase and, at one noise level, the noise of the k-space before the mask.
+    Coils (Biot-Savart), smooth phase (of a magnitude image; a complex one keeps its own), mask and noise are drawn for
+    this image and this seed. All masks and R of an image share its coils, its phase and, at one noise level, the noise
+    of the k-space before the mask.
 
     Parameters
     ----------
-    magnitude
-        (y, x), not negative.
+    image
+        (y, x), magnitude or complex.
 
     Raises
     ------
     ValueError
         If the image is zero or not finite, the mask is not known, or R cannot be reached.
     """
-    if magnitude.ndim != 2 or not np.isfinite(magnitude).all() or not magnitude.any():
+    if image.ndim != 2 or not np.isfinite(image).all() or not image.any():
         raise ValueError(
-            f"image: expected a finite slice (y, x) that is not all zero, got shape {magnitude.shape}, "
-            f"largest value {np.max(magnitude):g}"
+            f"image: expected a finite slice (y, x) that is not all zero, got shape {image.shape}, "
+            f"largest magnitude {np.abs(image).max():g}"
         )
-    key = image_key(magnitude)
-    rows, columns = magnitude.shape
-    phases = np.random.default_rng(draw(seed, key, "phase"))
-    where = np.zeros((1, 1)), pixel_centres(rows)[:, None], pixel_centres(columns)[None, :]
-    phase = condition.phase * (0.8 * smooth_field(phases, 5, *where) + 0.3 * smooth_field(phases, 9, *where))
-    truth = (np.abs(magnitude) * np.exp(1j * phase)).astype(np.complex64)
+    key = image_key(image)
+    rows, columns = image.shape
+    truth = image.astype(np.complex64)
+    if not np.iscomplexobj(image):
+        phases = np.random.default_rng(draw(seed, key, "phase"))
+        where = np.zeros((1, 1)), pixel_centres(rows)[:, None], pixel_centres(columns)[None, :]
+        phase = condition.phase * (0.8 * smooth_field(phases, 5, *where) + 0.3 * smooth_field(phases, 9, *where))
+        truth = (np.abs(image) * np.exp(1j * phase)).astype(np.complex64)
 
     loops = int(np.random.default_rng(draw(seed, key, "coils")).integers(2**31))
     maps = _coils((rows, columns), condition.coils, loops)
@@ -194,7 +197,7 @@ def simulate_scan(magnitude: np.ndarray, condition: Condition, seed: int = 0) ->
         sigma = float(np.abs(truth)[object_pixels(truth)].mean() / 10 ** (condition.snr_db / 20))
         white = np.random.default_rng(draw(seed, key, "noise")).standard_normal((2, *kspace.shape), np.float32)
         kspace += np.float32(sigma / 2**0.5) * (white[0] + 1j * white[1])
-    sampling = mask_of(condition, magnitude, seed)
+    sampling = mask_of(condition, image, seed)
     sampled = sampling.mask[:, None] if sampling.mask.ndim == 1 else sampling.mask
     return TestScan(truth, torch.from_numpy(kspace * sampled), sampling, sigma)
 

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from .augmentation import random_image
-from .image_sources import ImageStack
+from .image_stack import ImageStack
 
 BANK_PATCH = 160  # pixels; training crops its own, smaller or equal patches out of these
 

@@ -17,7 +17,8 @@ from scanprior.models.preconditioning import EDMDenoiser
 from scanprior.models.prior import PriorError, load_prior, save_prior
 from scanprior.models.unet import UNet
 
-from .image_sources import ImageStack, find_images, load_images
+from .image_sources import find_images, load_sources
+from .image_stack import ImageStack
 from .patch_bank import PatchBank, write_bank
 
 SIGMA_DATA = 0.3  # rms of one real channel of the augmented patches, measured
@@ -184,17 +185,23 @@ def _write_pictures(path: Path, rows: list[torch.Tensor]) -> None:
 
 
 def split_by_subject(stacks: list[ImageStack]) -> tuple[list[ImageStack], list[ImageStack]]:
-    """Training and validation stacks: of files with several subjects the last one validates; if none has, all do."""
+    """Training and validation stacks, no subject in both.
+
+    The last subject of each stack that has several validates; where each has one only, the last of all; where there is
+    but one subject, it does both.
+    """
+    held = {max(stack.subjects) for stack in stacks if len(set(stack.subjects)) > 1}
+    everyone = {subject for stack in stacks for subject in stack.subjects}
+    held = held or {max(everyone)}
     train: list[ImageStack] = []
     validation: list[ImageStack] = []
     for stack in stacks:
-        held = sorted(set(stack.subjects))[-1] if len(set(stack.subjects)) > 1 else None
         for target, keep in ((train, False), (validation, True)):
-            chosen = [i for i, subject in enumerate(stack.subjects) if (subject == held) == keep]
+            chosen = [i for i, subject in enumerate(stack.subjects) if (subject in held) == keep]
             if chosen:
                 subjects = [stack.subjects[i] for i in chosen]
                 target.append(ImageStack(stack.name, [stack.slices[i] for i in chosen], subjects))
-    return train, validation or train
+    return train or validation, validation
 
 
 def prepare_banks(data: list[Path], folder: Path, settings: TrainingSettings) -> tuple[Path, Path]:
@@ -206,6 +213,8 @@ def prepare_banks(data: list[Path], folder: Path, settings: TrainingSettings) ->
         When there is no data.
     FileExistsError
         When the banks there were made from other files.
+    SourceError
+        When no file can be used.
     """
     files = find_images(data)
     made_from, names = folder / "data.txt", "".join(f"{path.name} {path.stat().st_size}\n" for path in files)
@@ -216,7 +225,7 @@ def prepare_banks(data: list[Path], folder: Path, settings: TrainingSettings) ->
         )
     training, validation = folder / f"bank-{settings.bank}-{settings.seed}.npy", folder / "validation.npy"
     if not (training.exists() and validation.exists()):
-        train, held = split_by_subject([load_images(path) for path in files])
+        train, held = split_by_subject(load_sources(files).stacks)
         write_bank(validation, held, 16, seed=12345)
         write_bank(training, train, settings.bank, settings.seed)
         made_from.write_text(names)
@@ -229,7 +238,7 @@ def train_prior(data: list[Path], folder: Path, settings: TrainingSettings) -> P
     Parameters
     ----------
     data
-        Files (npz, NIfTI) or folders of them.
+        Files (npz, NIfTI, DICOM, HDF5 of fastMRI's layout) or folders of them.
     folder
         Gets the banks of patches, `last.ckpt`, `curve.csv`, `samples.png` and `prior.safetensors`.
     settings
@@ -241,7 +250,7 @@ def train_prior(data: list[Path], folder: Path, settings: TrainingSettings) -> P
 
     Raises
     ------
-    FileNotFoundError, FileExistsError
+    FileNotFoundError, FileExistsError, SourceError
         See `prepare_banks`.
     """
     folder.mkdir(parents=True, exist_ok=True)

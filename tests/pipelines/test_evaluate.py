@@ -238,7 +238,7 @@ def test_weights_are_tuned_on_training_images_alone(data: Path, tmp_path: Path) 
     assert (tuned["tuned"], given["tuned"], sense["tuned"]) == ("True", "", "")
     assert float(given["lam"]) == 0.15
     # as computed by itself
-    scan = simulate_scan(pick_images([data], 1)[0].magnitude, Condition("gaussian-2d", 2.0, 15.0, coils=3))
+    scan = simulate_scan(pick_images([data], 1)[0].pixels, Condition("gaussian-2d", 2.0, 15.0, coils=3))
     (candidate,) = parse_methods([f"tv:lam={best}"])
     assert psnr(run_recipe(scan, candidate.recipe).image.numpy(), scan.truth) == pytest.approx(float(tuned["psnr"]))
     assert f"tv (lam {best:.3g}, tuned)" in (out / "summary.md").read_text()
@@ -290,8 +290,9 @@ def test_a_recorded_scan(tmp_path: Path) -> None:
     for options, complaint in (
         ([*given, "--masks", "uniform-1d"], "--masks: not for a recorded scan"),
         ([*given, "--tune-on", str(made.truth)], "--tune-on: not for a recorded scan"),
-        ([*given[:3], "--out", str(out)], "expected one --data of type .h5 and its --truth"),
+        ([*given[:3], "--out", str(out)], "expected one --data, an MRD file, and its --truth"),
         ([*given[:4], str(made.path), *given[5:]], "not a truth (npz) that can be read"),
+        ([given[0], "--data", str(made.truth), *given[3:]], "expected one --data, an MRD file, and its --truth"),
     ):
         refused = cli.invoke(app, options)
         assert refused.exit_code == 2, refused.output
@@ -390,8 +391,8 @@ def test_spread_of_images_and_their_size(tmp_path: Path) -> None:
     np.savez(path, slices=np.random.default_rng(0).random((10, 64, 48)))
     assert [image.name for image in pick_images([path], 2)] == ["many.npz[2]", "many.npz[7]"]
     assert len(pick_images([path], None)) == 10
-    assert {image.magnitude.shape for image in pick_images([path], 3, 32)} == {(32, 24)}
-    assert pick_images([path], 1, 100)[0].magnitude.shape == (64, 48)
+    assert {image.pixels.shape for image in pick_images([path], 3, 32)} == {(32, 24)}
+    assert pick_images([path], 1, 100)[0].pixels.shape == (64, 48)
 
 
 def test_the_summary_keeps_methods_of_a_condition_together() -> None:

@@ -43,6 +43,14 @@ def test_a_full_scan_of_one_coil_is_the_transform_of_the_image() -> None:
     np.testing.assert_allclose(result.image.abs().numpy(), HEAD, atol=1e-5)
 
 
+def test_a_complex_image_keeps_its_phase() -> None:
+    image = (HEAD * np.exp(2j)).astype(np.complex64)
+    scan = simulate_scan(image, FULL)
+    np.testing.assert_array_equal(scan.truth, image)
+    np.testing.assert_allclose(scan.kspace[0].numpy(), to_kspace(image, (0, 1)), atol=1e-5)
+    assert image_key(image) != image_key(np.conj(image))
+
+
 @pytest.mark.parametrize("coils", [1, 5])
 def test_noise_is_as_strong_as_asked_for(coils: int) -> None:
     clean = simulate_scan(HEAD, replace(FULL, coils=coils))
