@@ -161,7 +161,7 @@ def _recorded(
                 bar.set_description(what)
             bar.update(done)
 
-        records, grids, failures = recorded_records(scan, known, candidates, threads, show, tell)
+        records, grids, failures = recorded_records(scan, known, candidates, out, threads, show, tell)
     if not records:
         raise RuntimeError("every method failed: " + "; ".join(failures))
     out.mkdir(parents=True, exist_ok=True)

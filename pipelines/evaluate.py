@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from scanprior.gadgets.engine import Engine
-from scanprior.models.prior import WEIGHTS_FOLDER, DiffusionPrior
+from scanprior.models.prior import DiffusionPrior
 from scanprior.sim.evaluation import (
     Condition,
     TestScan,
@@ -23,7 +23,8 @@ from scanprior.sim.evaluation import (
 )
 
 from .evaluate_methods import Candidate
-from .evaluate_plan import LAM_FACTORS, EvaluationError, Plan, TestImage, own_version, resolved_acs, told
+from .evaluate_plan import LAM_FACTORS, Plan, TestImage, own_version, resolved_acs, told
+from .evaluate_store import Store, WeightsHash, save_picture
 
 log = logging.getLogger(__name__)
 
@@ -32,39 +33,6 @@ LAM_LIMIT = 64.0
 
 Tell = Callable[[str, int], None]
 """`tell(what is being done, cases finished since the last call)`."""
-
-
-class Store:
-    """Records of finished cases in a JSON-lines file, each written as it comes; a cut run goes on from there.
-
-    Raises
-    ------
-    EvaluationError
-        When the file is not such a file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.records: dict[str, dict[str, Any]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            return
-        text = path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        try:
-            for line in whole.decode().splitlines():
-                record = json.loads(line)
-                self.records[record["case"]] = record
-        except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(f"{path}: not a file of finished cases ({error!r}); choose another --out") from error
-        if len(whole) < len(text):  # the line that the last run was cut in
-            path.write_bytes(whole)
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Keep one record; its key `case` says which it is."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        self.records[record["case"]] = record
 
 
 class Evaluation:
@@ -87,7 +55,7 @@ class Evaluation:
         self._pictures.mkdir(parents=True, exist_ok=True)
         self._store = Store(out / "cases.jsonl")
         self._tuning = Store(out / "tuning.jsonl")
-        self._weights: dict[str, str] = {}
+        self._weights = WeightsHash()
         self._warm: set[tuple[int, tuple[int, ...]]] = set()
         self.failures: list[str] = []
 
@@ -204,10 +172,7 @@ class Evaluation:
                 tell("", 1)
                 return None
             if show:
-                kept = {"image": result.image.abs().numpy()}
-                if result.std is not None:
-                    kept["std"] = result.std.numpy()
-                np.savez_compressed(picture, **kept)  # type: ignore[arg-type]
+                save_picture(picture, result.image.abs().numpy(), None if result.std is None else result.std.numpy())
             store.add(
                 {"case": case, "image": image.name, "method": candidate.label}
                 | asdict(condition) | record
@@ -238,14 +203,7 @@ class Evaluation:
             "seed": self.plan.seed,
             "recipe": recipe.model_dump(include={"maps", "method", "prior", "precision"}),
             "settings": recipe.method_settings.model_dump(),
-            "weights": None if recipe.prior is None else self._weights_hash(recipe.prior),
+            "weights": self._weights(self._engine.prior(recipe)),
             "device": str(self._engine.device(recipe)),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
-
-    def _weights_hash(self, prior: str) -> str:
-        if prior not in self._weights:
-            released = WEIGHTS_FOLDER / f"{prior}.safetensors"
-            path = released if released.is_file() else Path(prior)
-            self._weights[prior] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return self._weights[prior]

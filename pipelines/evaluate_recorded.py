@@ -7,6 +7,8 @@ is fitted to the truth.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +26,9 @@ from scanprior.sim.evaluation import CALIBRATION, score
 
 from .evaluate_figures import Shown
 from .evaluate_methods import Candidate
-from .evaluate_plan import EvaluationError
+from .evaluate_plan import EvaluationError, own_version
 from .evaluate_report import Grid, about_machine, about_methods
+from .evaluate_store import Store, WeightsHash, load_picture, save_picture
 from .evaluate_tables import Record
 from .replay import ScanFile, ScanFileError, replay
 
@@ -38,12 +41,15 @@ class Truth:
 
     Attributes
     ----------
+    path
+        Its file.
     images
         (repetition, slice, y, x) magnitude.
     field
         (slice, y, x): |W C|, what turns the truth into a reconstruction's units.
     """
 
+    path: Path
     images: np.ndarray
     field: np.ndarray
 
@@ -88,7 +94,7 @@ def load_truth(path: Path, scan: Path) -> Truth:
     if matrix.shape[1] != maps.shape[1]:
         raise EvaluationError(f"{path}: maps of {maps.shape[1]} coils, {scan.name} has {matrix.shape[1]} channels")
     field = np.sqrt((np.abs(np.einsum("dc,scyx->sdyx", matrix, maps)) ** 2).sum(1))
-    return Truth(magnitude.astype(np.float32), field)
+    return Truth(path, magnitude.astype(np.float32), field)
 
 
 def whitening_matrix(path: Path) -> np.ndarray:
@@ -120,11 +126,12 @@ def whitening_matrix(path: Path) -> np.ndarray:
 
 
 def recorded_records(
-    scan: Path, truth: Truth, candidates: list[Candidate], threads: int, show: int,
+    scan: Path, truth: Truth, candidates: list[Candidate], out: Path, threads: int, show: int,
     tell: Callable[[str, int], None] = lambda what, done: None,
 ) -> tuple[list[Record], list[Grid], list[str]]:  # fmt: skip
     """Every candidate on the scan: a record for each image, grids of the first `show` images, and what failed.
 
+    What each candidate gave is kept in `out` as it goes, so that a cut run goes on with the next.
     `seconds` is the time of the whole replay over the number of images.
 
     Raises
@@ -138,33 +145,66 @@ def recorded_records(
                 f"method {candidate.label!r}: whitening {candidate.recipe.whitening!r}; a recorded scan is compared "
                 "in whitened units: use auto or scan"
             )
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    store, weights = Store(out / "recorded.jsonl"), WeightsHash()
+    files = {path.name: _hash(path) for path in (scan, truth.path)}
     records: list[Record] = []
     failures: list[str] = []
     shown: dict[tuple[int, int], list[Shown]] = {}
     for candidate in candidates:
         tell(candidate.label, 0)
-        engine = Engine(candidate.recipe, threads=threads)
+        recipe = candidate.recipe
+        engine = Engine(recipe, threads=threads)
         try:
-            engine.warm_up()  # the prior's loading is not the method's time
-            began = time.perf_counter()
-            images, report = replay(scan, engine, None)
-            seconds = (time.perf_counter() - began) / max(1, len(report["images"]))
-            made = _placed(images, truth)
+            parts = {
+                "scanprior": own_version(), "files": files, "device": str(engine.device(recipe)),
+                "recipe": recipe.model_dump(exclude={"name", "description", "device"}),
+                "settings": recipe.method_settings.model_dump(), "weights": weights(engine.prior(recipe)),
+            }  # fmt: skip
+            case = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+            pictures = [out / "images" / f"{case}_{number}.npz" for number in range(show)]
+            kept = store.records.get(case)
+            if kept is None or not all(path.exists() for path in pictures[: len(kept["records"])]):
+                kept = {"case": case, "records": _run(scan, truth, candidate, engine, pictures)}
+                store.add(kept)
         except (ScanError, ValueError, RuntimeError) as error:
             failures.append(f"{scan.name}, {candidate.label}: {error}")
             continue
         finally:
             engine.close()
             tell("", 1)
-        told = {(each["key"]["repetition"], each["key"]["slice"]): each for each in report["images"]}
-        for at, (image, std) in sorted(made.items()):
-            records.append(_record(scan, at, candidate, told[at], seconds, score(image, std, truth.images[at])))
-            if at in shown or len(shown) < show:
-                shown.setdefault(at, []).append(Shown(candidate.label, image, std))
+        records += [record | {"method": candidate.label} for record in kept["records"]]
+        for record, path in zip(kept["records"], pictures, strict=False):
+            at = record["repetition"], record["slice"]
+            shown.setdefault(at, []).append(Shown(candidate.label, *load_picture(path)))
     grids = [
         Grid(f"{scan.name}, {_name(at)}", truth.images[at], np.zeros((0, 0), bool), part) for at, part in shown.items()
     ]
     return records, grids, failures
+
+
+def _run(scan: Path, truth: Truth, candidate: Candidate, engine: Engine, pictures: list[Path]) -> list[Record]:
+    """Records of all images, by repetition and slice; pictures of the first of them."""
+    engine.warm_up()  # what a first call costs is not the method's time
+    began = time.perf_counter()
+    images, report = replay(scan, engine, None)
+    seconds = (time.perf_counter() - began) / max(1, len(report["images"]))
+    told = {(each["key"]["repetition"], each["key"]["slice"]): each for each in report["images"]}
+    made = sorted(_placed(images, truth).items())
+    for path, (_, (image, std)) in zip(pictures, made, strict=False):
+        save_picture(path, image, std)
+    return [
+        _record(scan, at, candidate, told[at], seconds, score(image, std, truth.images[at]))
+        for at, (image, std) in made
+    ]
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _placed(images: list[Image], truth: Truth) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray | None]]:
@@ -191,7 +231,8 @@ def _record(
 ) -> Record:  # fmt: skip
     r = round(float(told["effective_r"]), 2)
     return {
-        "image": f"{scan.name} {_name(at)}", "mask": f"recorded {scan.stem}", "r": r, "snr_db": None,
+        "image": f"{scan.name} {_name(at)}", "repetition": at[0], "slice": at[1],
+        "mask": f"recorded {scan.stem}", "r": r, "snr_db": None,
         "effective_r": float(told["effective_r"]), "acs": None, "coils": int(told["coils"]), "method": candidate.label,
         "lam": getattr(candidate.recipe.method_settings, "lam", None), "tuned": False if candidate.tunable else None,
         "maps_seconds": None, "seconds": seconds, "nfe": told.get("nfe"), "samples": told.get("samples"), "sigma": None,

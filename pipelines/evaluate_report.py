@@ -17,6 +17,7 @@ from .evaluate_figures import Shown, calibration_figure, grid_figure, quality_fi
 from .evaluate_methods import Candidate
 from .evaluate_page import write_page
 from .evaluate_plan import Plan, own_version, told
+from .evaluate_store import load_picture
 from .evaluate_tables import Record, write_tables
 
 
@@ -81,18 +82,13 @@ def grids_of(evaluation: Evaluation, records: Sequence[Record]) -> list[Grid]:
             for record in records:
                 same = all(record[key] == getattr(condition, key) for key in ("mask", "r", "snr_db"))
                 if same and record["image"] == image.name:
-                    shown.append(_kept(evaluation.picture(record["case"]), record["method"]))
+                    shown.append(Shown(record["method"], *load_picture(evaluation.picture(record["case"]))))
             if shown:
                 sampling = mask_of(condition, image.pixels, plan.seed)
                 mask = sampling.mask[:, None] if sampling.mask.ndim == 1 else sampling.mask
                 heading = f"{image.name}, {told(condition)}, true R {sampling.effective_r:.2f}"
                 grids.append(Grid(heading, np.abs(image.pixels), mask, shown))
     return grids
-
-
-def _kept(path: Path, method: str) -> Shown:
-    with np.load(path, allow_pickle=False) as data:
-        return Shown(method, data["image"], data["std"] if "std" in data else None)
 
 
 def write_report(

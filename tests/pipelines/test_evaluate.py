@@ -14,11 +14,13 @@ import pytest
 from scanprior.gadgets.engine import Engine
 from scanprior.models.recipe import RecipeError, load_recipe
 from scanprior.pipelines import evaluate as running
+from scanprior.pipelines import evaluate_recorded as recorded
 from scanprior.pipelines.cli import app
 from scanprior.pipelines.evaluate import Evaluation
 from scanprior.pipelines.evaluate_methods import parse_methods
 from scanprior.pipelines.evaluate_plan import Plan, conditions_of, pick_images
 from scanprior.pipelines.evaluate_tables import summarise
+from scanprior.pipelines.replay import replay
 from scanprior.sim.evaluation import Condition, run_recipe, simulate_scan
 from scanprior.sim.image_sources import load_images
 from scanprior.sim.metrics import nmse, psnr, ssim
@@ -269,7 +271,7 @@ def test_a_case_that_fails_is_told_and_the_others_are_there(
     assert len(cases(out)) == 4
 
 
-def test_a_recorded_scan(tmp_path: Path) -> None:
+def test_a_recorded_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = simulate(
         tmp_path / "scan.h5", matrix=48, slices=2, repetitions=2, coils=4, mask="uniform", r=2, acs=16, snr_db=30.0
     )
@@ -286,6 +288,19 @@ def test_a_recorded_scan(tmp_path: Path) -> None:
     assert sense[0]["cover50"] == ""
     assert all(row["cover50"] for row in rows if row["method"].startswith("dds"))
     assert len(list((out / "figures").glob("images_*"))) == 2
+    # again, and wider: what is there is not computed again
+    ran: list[str] = []
+
+    def counting(path: Path, engine: Engine, *rest: object) -> object:
+        ran.append(engine.default.method)
+        return replay(path, engine, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recorded, "replay", counting)
+    result = cli.invoke(app, [*given, "--methods", "sense,sense:lam=1,zero-filled", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert ran == ["sense"]
+    assert [row for row in cases(out) if row["method"] == "sense"] == sense
+    assert {row["method"] for row in cases(out)} == {"sense", "sense:lam=1", "zero-filled"}
     # wrong things
     for options, complaint in (
         ([*given, "--masks", "uniform-1d"], "--masks: not for a recorded scan"),
