@@ -4,9 +4,9 @@
     python benchmarks/speed.py --device cuda --coils 16         # GPU: without the peers, which run on the CPU
 
 Each time covers what a slice needs once its data are there: maps from the ACS, then the image. The same simulated brain
-slice, R = 4 (random lines with 24 ACS lines), 25 dB, for all. The peers run their customary settings: BART `pics
--l1 -r 0.002 -i 100` after `ecalib`, sigpy `L1WaveletRecon` (lamda 0.002, 100 iterations) after `EspiritCalib`; PSNR stands
-beside the time so that a fast bad image shows.
+slice, R = 4 (random lines with 24 ACS lines), 25 dB, for all. The peers run their usual settings: BART `pics
+-l1 -r 0.002 -i 100` after `ecalib`, sigpy `L1WaveletRecon` (lamda 0.002, 100 iterations) after `EspiritCalib`; PSNR
+stands beside the time so that a fast bad image shows.
 """
 
 from __future__ import annotations
@@ -134,9 +134,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     kspace, mask, truth, sigma = slice_of(options.data, options.size, options.coils)
     where = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"CPU, {options.threads} thread(s)"
-    print(
-        f"torch {torch.__version__}, sigpy {sigpy.__version__}, {where}; {options.size}x{options.size}x{options.coils}\n"
-    )
+    shape = f"{options.size}x{options.size}x{options.coils}"
+    print(f"torch {torch.__version__}, sigpy {sigpy.__version__}, {where}; {shape}\n")
     print("| what | seconds a slice | against sigpy | PSNR dB | peak GPU memory |\n|---|---|---|---|---|")
     reference = None
     if options.device == "cpu":
