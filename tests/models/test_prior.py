@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from scanprior.models import prior as prior_module
+from scanprior.models import diffusion_prior
 from scanprior.models.preconditioning import EDMDenoiser
 from scanprior.models.prior import PriorError, load_prior, save_prior
 from scanprior.models.unet import UNet
@@ -46,7 +46,7 @@ def test_large_batches_go_through_in_parts(tmp_path: Path, monkeypatch: pytest.M
     prior = load_prior(str(saved(tmp_path / "p.safetensors")))
     x = random_complex(5, 16, 16)
     whole = prior.denoise(x, 0.3)
-    monkeypatch.setattr(prior_module, "MAX_PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(diffusion_prior, "MAX_PIXELS", 2 * 16 * 16)
     torch.testing.assert_close(prior.denoise(x, 0.3), whole, rtol=1e-5, atol=1e-6)
 
 

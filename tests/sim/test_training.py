@@ -10,17 +10,13 @@ import pytest
 import torch
 from scanprior.models.prior import load_prior
 from scanprior.sim.augmentation import fourier_resize, random_contrast, random_image
+from scanprior.sim.banks import prepare_banks, split_by_subject
 from scanprior.sim.image_sources import ImageStack, find_images, load_images
 from scanprior.sim.patch_bank import BANK_PATCH, PatchBank, write_bank
 from scanprior.sim.phantoms import brain
-from scanprior.sim.training import (
-    TrainingSettings,
-    draw_sigma,
-    learning_rate_factor,
-    prepare_banks,
-    split_by_subject,
-    train_prior,
-)
+from scanprior.sim.training import train_prior
+from scanprior.sim.training_module import learning_rate_factor
+from scanprior.sim.training_settings import TrainingSettings
 
 RNG = np.random.default_rng(0)
 
@@ -113,7 +109,7 @@ def test_augmented_images_are_complex_finite_and_vary() -> None:
 
 
 def test_sigma_covers_the_range_and_rate_follows_its_schedule() -> None:
-    sigma = draw_sigma(20_000, torch.Generator().manual_seed(0))
+    sigma = TrainingSettings().draw_sigma(20_000, torch.Generator().manual_seed(0))
     assert 0.18 < float(sigma.median()) < 0.28
     assert float(sigma.min()) >= 0.002
     assert float((sigma > 10).float().mean()) == pytest.approx(0.02, abs=0.01)
