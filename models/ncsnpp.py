@@ -53,7 +53,7 @@ class FourierFeatures(nn.Module):
     def forward(self, noise: torch.Tensor) -> torch.Tensor:
         """v = `factor` * noise."""
         with torch.autocast(noise.device.type, enabled=False):  # angles of hundreds of radians: no half precision
-            angles = 2 * math.pi * self.factor * noise.float()[:, None] * self.frequencies.float()
+            angles = 2 * math.pi * self.factor * noise[:, None] * self.frequencies
             return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 

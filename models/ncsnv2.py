@@ -26,8 +26,8 @@ class InstanceNormPlus(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (batch, channels, y, x) -> the same shape; statistics in float32."""
-        wide = x.float()
+        """x (batch, channels, y, x) -> the same shape; statistics in float32 at least."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(wide, dim=(2, 3), correction=0, keepdim=True)
         between, overall = torch.var_mean(mean, dim=1, correction=1, keepdim=True)  # over the channels
         standard = (mean - overall) / (between + 1e-5).sqrt()
