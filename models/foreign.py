@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -22,39 +22,27 @@ from .prior_description import PriorDescription, explain
 _SHOWN = 10  # mistakes of a kind that a message names
 
 
+def _expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression: {error}") from None
+    return value
+
+
+Expression = Annotated[str, AfterValidator(_expression)]
+
+
 class TensorRule(BaseModel):
-    """Where some of our tensors come from, and what is done to theirs, in this order: take, permute, scale."""
+    """What is done to some of their tensors, in this order: take, permute, scale."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ours: str = Field(description="regular expression that the whole name of ours must match")
+    ours: Expression = Field(description="regular expression that the whole (renamed) name of ours must match")
     theirs: str = Field(description="their name; \\1, \\2 are groups of `ours`")
     take: tuple[int, int] | None = Field(None, description="[first, step]: rows of theirs (fused q, k, v: step 3)")
     permute: tuple[int, ...] | None = Field(None, description="order of their axes")
     scale: float = Field(1.0, description="factor")
-
-    @field_validator("ours")
-    @classmethod
-    def _is_an_expression(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression: {error}") from None
-        return value
-
-    def their_name(self, name: str) -> str | None:
-        """Their name of our tensor `name`, or None where this rule is not for it.
-
-        Raises
-        ------
-        PriorError
-            When `theirs` refers to a group that `ours` does not have.
-        """
-        found = re.fullmatch(self.ours, name)
-        try:
-            return found.expand(self.theirs) if found else None
-        except (re.error, IndexError) as error:
-            raise PriorError(f"rule for {self.ours!r}: theirs {self.theirs!r}: {error}") from None
 
     def apply(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Theirs as ours; axes of length 1 are added or dropped to make it `shape`.
@@ -77,32 +65,41 @@ class TensorRule(BaseModel):
         return self.scale * changed.float().reshape(shape)
 
 
+_AS_IT_IS = TensorRule(ours="", theirs="", take=None, permute=None, scale=1.0)
+
+
 class ForeignMapping(PriorDescription):
     """A mapping file: the description of a prior, and where its tensors come from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights: str = Field(description="path of the safetensors file, from the folder of the mapping file")
-    tensors: list[TensorRule] = Field(description="for each of our tensors the first rule that fits is taken")
-    ignore: list[str] = Field(default_factory=list, description="their tensors without use, as regular expressions")
+    rename: list[tuple[Expression, str]] = Field(
+        default_factory=list, description="[expression, replacement]: what all together make their names of ours"
+    )
+    tensors: list[TensorRule] = Field(default_factory=list, description="the first rule that fits is taken")
+    ignore: list[Expression] = Field(
+        default_factory=list, description="their tensors without use, as regular expressions"
+    )
 
-    @field_validator("tensors", mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        """`{ours: theirs}` stands for rules that change nothing."""
-        if not isinstance(value, dict):
-            return value
-        return [{"ours": ours, "theirs": theirs} for ours, theirs in value.items()]
+    def source(self, name: str) -> tuple[str, TensorRule | None]:
+        """Their name for our tensor `name`, and the rule for it if there is one.
 
-    @field_validator("ignore")
-    @classmethod
-    def _are_expressions(cls, value: list[str]) -> list[str]:
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-        return value
+        Raises
+        ------
+        PriorError
+            When a replacement refers to a group that its expression does not have.
+        """
+        try:
+            for pattern, replacement in self.rename:
+                name = re.sub(pattern, replacement, name)
+            for rule in self.tensors:
+                found = re.fullmatch(rule.ours, name)
+                if found:
+                    return found.expand(rule.theirs), rule
+        except (re.error, IndexError) as error:
+            raise PriorError(f"a rule for our tensor {name}: {error}") from None
+        return name, None
 
 
 def load_foreign(mapping: Path) -> DiffusionPrior:
@@ -111,8 +108,8 @@ def load_foreign(mapping: Path) -> DiffusionPrior:
     Raises
     ------
     PriorError
-        Naming the file and what is wrong: the description, tensors that no rule is for, that their file lacks, of
-        another shape, or that are left over.
+        Naming the file and what is wrong: the description, tensors that their file lacks, of another shape, or that
+        are left over.
     """
     # JSON is YAML too
     try:
@@ -143,31 +140,24 @@ def _translate(
 ) -> dict[str, torch.Tensor]:
     """Our state dict out of theirs; all mistakes are told together."""
     made, used = {}, set()
-    without_rule, missing, misshaped = [], [], []
+    missing, misshaped = [], []
     for name, tensor in ours.items():
-        for rule in rules.tensors:
-            theirs_name = rule.their_name(name)
-            if theirs_name is not None:
-                break
-        else:
-            without_rule.append(name)
-            continue
+        theirs_name, rule = rules.source(name)
         if theirs_name not in theirs:
             missing.append(f"{theirs_name} (for our {name})")
             continue
         used.add(theirs_name)
         try:
-            made[name] = rule.apply(theirs[theirs_name], tensor.shape)
+            made[name] = (rule or _AS_IT_IS).apply(theirs[theirs_name], tensor.shape)
         except ValueError as error:
             misshaped.append(f"{theirs_name} (for our {name}): {error}")
     left = [
         name for name in theirs if name not in used and not any(re.fullmatch(pattern, name) for pattern in rules.ignore)
     ]
     told = [
-        _told("our tensors without a rule", without_rule),
         _told("tensors that their file lacks", missing),
         _told("tensors of another shape", misshaped),
-        _told("their tensors that no rule takes and `ignore` does not name", left),
+        _told("their tensors that none of ours is made of and `ignore` does not name", left),
     ]
     if any(told):
         raise PriorError(f"{origin}: " + "; ".join(line for line in told if line))

@@ -38,6 +38,7 @@ def train(
     accelerator: Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="GPUs (or processes), by DDP.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load patches; some 4 for a GPU.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     begin_with: Annotated[
@@ -63,7 +64,7 @@ def train(
         settings = TrainingSettings(
             steps, batch, patch, learning_rate, _numbers(widths), _numbers(blocks), bank, precision, accelerator,
             devices, threads, save_every, seed, begin_with, network, loss, channels, _options(network_option or []),
-            sigma_min, sigma_max, levels,
+            sigma_min, sigma_max, levels, workers,
         )  # fmt: skip
         parameters = sum(weight.numel() for weight in settings.denoiser().parameters())
     except ValueError as error:

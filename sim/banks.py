@@ -92,4 +92,6 @@ class PatchData(pl.LightningDataModule):
         settings = self.settings
         bank = training_bank(self.folder, settings)
         patches = PatchBank(bank, settings.patch, self.seed, self.trainer.global_rank, settings.channels)
-        return torch.utils.data.DataLoader(patches, batch_size=settings.batch, num_workers=0)
+        return torch.utils.data.DataLoader(
+            patches, batch_size=settings.batch, num_workers=settings.workers, pin_memory=settings.workers > 0
+        )

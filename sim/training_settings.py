@@ -50,6 +50,7 @@ class TrainingSettings:
     sigma_min: float | None = None
     sigma_max: float | None = None
     levels: int = 2311
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in DENOISERS:

@@ -13,6 +13,7 @@ import yaml
 from networks import SMALL, small_network
 from safetensors.torch import save_file
 from scanprior.models.magnitude_prior import MagnitudePrior
+from scanprior.models.networks import build_network
 from scanprior.models.preconditioning import DENOISERS
 from scanprior.models.prior import PriorError, load_prior, prior_description, save_prior
 from support import random_complex
@@ -20,27 +21,13 @@ from torch import nn
 
 BASE = {"sigma_min": 0.01, "sigma_max": 378.0, "sigma_data": 0.3, "scale": [99.0, 1.0], "weights": "theirs.safetensors"}
 
-# what docs/priors.md gives for weights of score_sde_pytorch
-NCSNPP_RULES: list[dict[str, Any]] = [
-    {"ours": r"layers\.0\.frequencies", "theirs": "all_modules.0.W"},
-    {"ours": r"layers\.(\d+)\.first_norm\.(\w+)", "theirs": r"all_modules.\1.GroupNorm_0.\2"},
-    {"ours": r"layers\.(\d+)\.first\.(\w+)", "theirs": r"all_modules.\1.Conv_0.\2"},
-    {"ours": r"layers\.(\d+)\.shift\.(\w+)", "theirs": r"all_modules.\1.Dense_0.\2"},
-    {"ours": r"layers\.(\d+)\.second_norm\.(\w+)", "theirs": r"all_modules.\1.GroupNorm_1.\2"},
-    {"ours": r"layers\.(\d+)\.second\.(\w+)", "theirs": r"all_modules.\1.Conv_1.\2"},
-    {"ours": r"layers\.(\d+)\.skip\.(\w+)", "theirs": r"all_modules.\1.Conv_2.\2"},
-    {"ours": r"layers\.(\d+)\.norm\.(\w+)", "theirs": r"all_modules.\1.GroupNorm_0.\2"},
-    {"ours": r"layers\.(\d+)\.query\.weight", "theirs": r"all_modules.\1.NIN_0.W", "permute": [1, 0]},
-    {"ours": r"layers\.(\d+)\.key\.weight", "theirs": r"all_modules.\1.NIN_1.W", "permute": [1, 0]},
-    {"ours": r"layers\.(\d+)\.value\.weight", "theirs": r"all_modules.\1.NIN_2.W", "permute": [1, 0]},
-    {"ours": r"layers\.(\d+)\.leave\.weight", "theirs": r"all_modules.\1.NIN_3.W", "permute": [1, 0]},
-    {"ours": r"layers\.(\d+)\.query\.bias", "theirs": r"all_modules.\1.NIN_0.b"},
-    {"ours": r"layers\.(\d+)\.key\.bias", "theirs": r"all_modules.\1.NIN_1.b"},
-    {"ours": r"layers\.(\d+)\.value\.bias", "theirs": r"all_modules.\1.NIN_2.b"},
-    {"ours": r"layers\.(\d+)\.leave\.bias", "theirs": r"all_modules.\1.NIN_3.b"},
-    {"ours": r"layers\.(\d+)\.conv\.(\w+)", "theirs": r"all_modules.\1.Conv2d_0.\2"},
-    {"ours": r"layers\.(\d+)\.(\w+)", "theirs": r"all_modules.\1.\2"},
-]
+MAPPINGS = Path(__file__).resolve().parents[2] / "docs" / "mappings"
+
+
+def shipped(name: str, **change: Any) -> dict[str, Any]:
+    """A mapping of docs/mappings, for a smaller network."""
+    mapping = yaml.safe_load((MAPPINGS / f"{name}.yaml").read_text())
+    return mapping | {"weights": "theirs.safetensors"} | change
 
 
 def as_score_sde(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -73,24 +60,19 @@ def written(folder: Path, tensors: dict[str, torch.Tensor], mapping: dict[str, A
 
 def test_ncsnpp_of_score_sde(tmp_path: Path) -> None:
     network = small_network("ncsnpp", centre=True)
-    mapping = BASE | {
-        "kind": "ve",
-        "network": SMALL["ncsnpp"] | {"centre": True},
-        "tensors": NCSNPP_RULES,
-        "ignore": ["sigmas"],
-    }
+    mapping = shipped("score_sde_ncsnpp", network=SMALL["ncsnpp"] | {"centre": True}, sigma_data=0.3)
     path = written(tmp_path, as_score_sde(network) | {"sigmas": torch.ones(3)}, mapping)
     prior = load_prior(path)
     x = random_complex(2, 16, 20)
     with torch.no_grad():
         wanted = DENOISERS["ve"](network, 0.3)(torch.stack([x.real, x.imag], 1), torch.tensor([0.5, 0.5]))
     torch.testing.assert_close(prior.denoise(x, 0.5), torch.complex(wanted[:, 0], wanted[:, 1]), rtol=1e-4, atol=1e-5)
-    assert (prior.name, prior.kind, prior.sigma_max, prior.scale) == ("mapping", "ve", 378.0, (99.0, 1.0))
+    assert (prior.name, prior.kind, prior.sigma_max, prior.scale) == ("mapping", "ve", 378.0, (100.0, 1.0))
     # and once more as a file of our own
     save_prior(tmp_path / "own.safetensors", prior.denoiser, prior_description(prior))
     own = load_prior(str(tmp_path / "own.safetensors"))
     assert torch.equal(own.denoise(x, 0.5), prior.denoise(x, 0.5))
-    assert own.scale == (99.0, 1.0)
+    assert own.scale == (100.0, 1.0)
 
 
 def test_fused_and_scaled_tensors_of_edm(tmp_path: Path) -> None:
@@ -107,7 +89,7 @@ def test_fused_and_scaled_tensors_of_edm(tmp_path: Path) -> None:
         {"ours": rf"(.*)\.{part}\.(\w+)", "theirs": r"\1.qkv.\2", "take": [first, 3]}
         for first, part in enumerate(("query", "key", "value"))
     ]
-    rules += [{"ours": "(.*frequencies)", "theirs": r"\1", "scale": 0.25}, {"ours": "(.*)", "theirs": r"\1"}]
+    rules += [{"ours": "(.*frequencies)", "theirs": r"\1", "scale": 0.25}]
     mapping = BASE | {"kind": "edm", "network": SMALL["ncsnpp"] | {"image_channels": 1}, "tensors": rules}
     prior = load_prior(written(tmp_path, theirs, mapping, "json"))
     assert isinstance(prior, MagnitudePrior)
@@ -115,15 +97,47 @@ def test_fused_and_scaled_tensors_of_edm(tmp_path: Path) -> None:
         torch.testing.assert_close(prior.denoiser.network.state_dict()[name], tensor)
 
 
-def test_ncsnv2_by_names_alone(tmp_path: Path) -> None:
-    network = small_network("ncsnv2")
-    names = {name: f"module.{number}" for number, name in enumerate(network.state_dict())}
-    theirs = {names[name]: tensor for name, tensor in network.state_dict().items()}
-    tensors = {re.escape(name): their for name, their in names.items()}
-    mapping = BASE | {"kind": "ncsnv2", "network": SMALL["ncsnv2"], "tensors": tensors}
-    prior = load_prior(written(tmp_path, theirs, mapping))
+def as_ncsnv2(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Our NCSNv2 in the names of NCSNv2Deepest, written without the mapping."""
+    stages = ["1", "2", "3", "31", "4", "5"]
+    refines = ["1", "2", "31", "3", "4", "5"]
+    blocks = {"first_norm": "normalize1", "second_norm": "normalize2", "first": "conv1", "second": "conv2",
+              "skip": "shortcut", "fuse": "msf.convs", "pool": "crp.convs"}  # fmt: skip
+    ends = {"enter": "begin_conv", "norm": "normalizer", "leave": "end_conv"}
+    theirs = {}
+    for name, tensor in network.state_dict().items():
+        part, *rest = name.split(".")
+        if part == "stages":
+            new = [f"res{stages[int(rest[0])]}", rest[1], blocks[rest[2]], *rest[3:]]
+        elif part == "refine" and "convs" in rest:  # residual convolution units
+            unit = int(rest[-2])
+            where = ["adapt_convs", rest[2]] if rest[1] == "adapt" else ["output_convs"]
+            new = [f"refine{refines[int(rest[0])]}", *where, f"{unit // 2 + 1}_{unit % 2 + 1}_conv", "weight"]
+        elif part == "refine":
+            new = [f"refine{refines[int(rest[0])]}", blocks[rest[1]], *rest[2:]]
+        else:
+            new = [ends[part], *rest]
+        theirs[".".join(new)] = tensor
+    return theirs
+
+
+def test_ncsnv2_of_paper_1(tmp_path: Path) -> None:
+    smaller = {"widths": [8, 16, 16, 16, 32, 32], "dilations": [1, 1, 1, 1, 2, 4]}
+    network = small_network("ncsnv2", **smaller)
+    theirs = as_ncsnv2(network)
+    assert len(theirs) == len(network.state_dict())
+    assert {"res31.0.shortcut.conv.weight", "refine5.output_convs.3_2_conv.weight"} < theirs.keys()
+    mapping = shipped("ncsnv2_deepest", network=SMALL["ncsnv2"] | smaller)
+    prior = load_prior(written(tmp_path, theirs | {"sigmas": torch.ones(3)}, mapping))
     for name, tensor in network.state_dict().items():
         assert torch.equal(prior.denoiser.network.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("name", ["score_sde_ncsnpp", "ncsnv2_deepest"])
+def test_shipped_mappings_describe_networks_that_exist(name: str) -> None:
+    with torch.device("meta"):
+        network = build_network(shipped(name)["network"])
+    assert 50e6 < sum(weight.numel() for weight in network.parameters()) < 150e6
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -131,20 +145,19 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     del theirs["all_modules.3.bias"]
     theirs["all_modules.4.Conv_0.weight"] = torch.zeros(8, 9, 3, 3)
     theirs["optimizer"] = torch.zeros(1)
-    rules = [rule for rule in NCSNPP_RULES if "Dense_0" not in rule["theirs"]]
-    mapping = BASE | {"kind": "ve", "network": SMALL["ncsnpp"], "tensors": rules}
+    mapping = shipped("score_sde_ncsnpp", network=SMALL["ncsnpp"])
+    mapping["rename"] = [pair for pair in mapping["rename"] if "Dense_0" not in pair[1]]
+    mapping["ignore"] = [r".*Dense_0.*"]
     with pytest.raises(PriorError) as caught:
         load_prior(written(tmp_path, theirs, mapping))
     message = str(caught.value)
-    assert "our tensors without a rule: layers.4.shift.weight, layers.4.shift.bias" in message
-    assert re.search(r"layers\.8\.shift\.bias and \d+ more; ", message), "ten of a kind are enough"
-    assert "tensors that their file lacks: all_modules.3.bias (for our layers.3.bias)" in message
+    assert "tensors that their file lacks: all_modules.3.bias (for our layers.3.bias), all_modules.4.shift.w" in message
+    assert re.search(r"\(for our layers\.[\d.]+shift\.\w+\) and \d+ more; ", message), "ten of a kind are enough"
     assert (
         "all_modules.4.Conv_0.weight (for our layers.4.first.weight): expected shape (8, 8, 3, 3), found (8, 9, 3, 3)"
         in message
     )
-    assert "`ignore` does not name: " in message
-    assert "optimizer" in message.split("does not name: ")[1]
+    assert message.endswith("their tensors that none of ours is made of and `ignore` does not name: optimizer")
 
 
 @pytest.mark.parametrize(
@@ -162,16 +175,15 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
             "network 'unet' has no argument 'depth'; there are: image_channels",
         ),
         ({"sigma_min": 400.0}, r"sigma_min \(400.0\) must be below sigma_max \(378.0\)"),
-        ({"network": {"name": "unet", "image_channels": 3}}, "without a rule"),
         ({"nonsense": 1}, "nonsense: Extra inputs are not permitted"),
         ({"weights": "other.safetensors"}, "not a safetensors file that can be read"),
-        ({"tensors": {"(": "x"}}, "is no regular expression"),
-        ({"tensors": {"(.*)": r"\2"}}, "invalid group reference"),
+        ({"ignore": ["("]}, "is no regular expression"),
+        ({"rename": [["(.*)", r"\2"]]}, "invalid group reference"),
         ({"tensors": [{"ours": ".*", "theirs": "x", "permute": [0, 2]}]}, r"permute \[0, 2\] does not fit theirs"),
     ],
 )
 def test_wrong_mappings_are_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    mapping = BASE | {"kind": "ve", "network": SMALL["ncsnpp"], "tensors": {"x": "x"}} | change
+    mapping = BASE | {"kind": "ve", "network": SMALL["ncsnpp"]} | change
     mapping = {key: value for key, value in mapping.items() if value is not None}
     with pytest.raises(PriorError, match=told):
         load_prior(written(tmp_path, {"x": torch.zeros(1)}, mapping))

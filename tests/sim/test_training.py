@@ -57,8 +57,11 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("channels", [2, 1])
-@pytest.mark.parametrize(("kind", "network"), [(k, n) for k, names in NETWORKS_OF.items() for n in names])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "network", "channels"),
+    [("edm", "unet", 1), *((kind, network, 2) for kind, names in NETWORKS_OF.items() for network in names)],
+)
 def test_every_kind_learns(data: Path, tmp_path: Path, kind: str, network: str, channels: int) -> None:
     """Sixty steps on a tiny bank, at noise levels that matter; the loss on fixed draws before and after."""
     settings = TrainingSettings(
