@@ -151,6 +151,7 @@ def test_half_precision_is_close(tmp_path: Path, name: str) -> None:
     assert 0 < float((rough - exact).norm() / exact.norm()) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_compiling_is_by_choice_and_traces_the_whole_network(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
