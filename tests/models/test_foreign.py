@@ -13,6 +13,7 @@ import yaml
 from networks import SMALL, small_network
 from safetensors.torch import save_file
 from scanprior.models.magnitude_prior import MagnitudePrior
+from scanprior.models.ncsnpp import Attention
 from scanprior.models.networks import build_network
 from scanprior.models.preconditioning import DENOISERS
 from scanprior.models.prior import PriorError, load_prior, prior_description, save_prior
@@ -75,24 +76,61 @@ def test_ncsnpp_of_score_sde(tmp_path: Path) -> None:
     assert own.scale == (100.0, 1.0)
 
 
-def test_fused_and_scaled_tensors_of_edm(tmp_path: Path) -> None:
-    """EDM's networks keep q, k, v row by row in one tensor, and another unit of noise."""
-    network = small_network("ncsnpp", channels=1)
-    theirs = {name: tensor for name, tensor in network.state_dict().items() if ".query." not in name}
-    for name in [name for name in theirs if ".key." in name]:
-        stem, kind = name.split("key.")
-        three = [network.state_dict()[f"{stem}{part}.{kind}"] for part in ("query", "key", "value")]
-        theirs[f"{stem}qkv.{kind}"] = torch.stack(three, dim=1).flatten(0, 1)
-        del theirs[name], theirs[f"{stem}value.{kind}"]
-    theirs["layers.0.frequencies"] = theirs["layers.0.frequencies"] * 4
-    rules = [
-        {"ours": rf"(.*)\.{part}\.(\w+)", "theirs": r"\1.qkv.\2", "take": [first, 3]}
-        for first, part in enumerate(("query", "key", "value"))
-    ]
-    rules += [{"ours": "(.*frequencies)", "theirs": r"\1", "scale": 0.25}]
-    mapping = BASE | {"kind": "edm", "network": SMALL["ncsnpp"] | {"image_channels": 1}, "tensors": rules}
-    prior = load_prior(written(tmp_path, theirs, mapping, "json"))
+def as_edm(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Our NCSN++ as EDM's SongUNet for 64x64, attention at 16x16: its modules in order, each given its tensors."""
+    modules = ["map_noise", "map_layer0", "map_layer1", "enc.64x64_conv"]
+    for size in (64, 32, 16, 8):
+        modules += [f"enc.{size}x{size}_{part}" for part in ("down", "aux_residual") if size < 64]
+        modules += [f"enc.{size}x{size}_block{number}" for number in range(4)]
+    modules += ["dec.8x8_in0", "dec.8x8_in1"]
+    for size in (8, 16, 32, 64):
+        modules += [f"dec.{size}x{size}_up"] if size > 8 else []
+        modules += [f"dec.{size}x{size}_block{number}" for number in range(5)]
+    modules += ["dec.64x64_aux_norm", "dec.64x64_aux_conv"]
+    names = {"first_norm": "norm0", "first": "conv0", "shift": "affine", "second_norm": "norm1", "second": "conv1"}
+    theirs: dict[str, torch.Tensor] = {}
+    waiting = iter(modules)
+    module = ""
+    for layer in network.layers:
+        own = layer.state_dict()
+        if isinstance(layer, Attention):  # a part of the block before
+            for kind in ("weight", "bias"):
+                theirs[f"model.{module}.norm2.{kind}"] = own[f"norm.{kind}"]
+                theirs[f"model.{module}.proj.{kind}"] = own[f"leave.{kind}"]
+                three = [own[f"{part}.{kind}"] for part in ("query", "key", "value")]
+                theirs[f"model.{module}.qkv.{kind}"] = torch.stack(three, dim=1).flatten(0, 1)
+            continue
+        module = next(waiting)
+        for name, tensor in own.items():
+            parts = [names.get(part, part) for part in name.split(".") if part != "conv"]
+            theirs[".".join(["model", module, *("freqs" if part == "frequencies" else part for part in parts)])] = (
+                tensor
+            )
+    assert next(waiting, None) is None
+    return theirs
+
+
+def test_ncsnpp_of_edm(tmp_path: Path) -> None:
+    """Query, key and value are fused there, row by row."""
+    smaller = shipped("edm_ncsnpp")["network"] | {"image_channels": 1, "widths": [8, 16, 16, 16]}
+    network = small_network("ncsnpp", **{key: value for key, value in smaller.items() if key != "name"})
+    theirs = as_edm(network)
+    theirs["model.enc.32x32_down.conv0.resample_filter"] = torch.ones(1, 1, 4, 4)
+    prior = load_prior(written(tmp_path, theirs, shipped("edm_ncsnpp", network=smaller), "json"))
     assert isinstance(prior, MagnitudePrior)
+    assert prior.kind == "edm"
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(prior.denoiser.network.state_dict()[name], tensor)
+
+
+def test_tensors_are_scaled(tmp_path: Path) -> None:
+    """Fourier features of another unit of noise, for one."""
+    network = small_network("ncsnpp")
+    theirs = dict(network.state_dict())
+    theirs["layers.0.frequencies"] = 4 * theirs["layers.0.frequencies"]
+    rules = [{"ours": "(.*frequencies)", "theirs": r"\1", "scale": 0.25}]
+    mapping = BASE | {"kind": "edm", "network": SMALL["ncsnpp"], "tensors": rules}
+    prior = load_prior(written(tmp_path, theirs, mapping))
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(prior.denoiser.network.state_dict()[name], tensor)
 
@@ -133,7 +171,7 @@ def test_ncsnv2_of_paper_1(tmp_path: Path) -> None:
         assert torch.equal(prior.denoiser.network.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize("name", ["score_sde_ncsnpp", "ncsnv2_deepest"])
+@pytest.mark.parametrize("name", ["score_sde_ncsnpp", "ncsnv2_deepest", "edm_ncsnpp"])
 def test_shipped_mappings_describe_networks_that_exist(name: str) -> None:
     with torch.device("meta"):
         network = build_network(shipped(name)["network"])
