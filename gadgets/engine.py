@@ -52,7 +52,7 @@ class Engine:
     def __init__(self, recipe: Recipe | str = "dds", *, device: str | None = None, threads: int = 0) -> None:
         self._device = device
         self.default = self._placed(load_recipe(recipe) if isinstance(recipe, str) else recipe)
-        self._priors: dict[tuple[str, str, str], DiffusionPrior] = {}
+        self._priors: dict[tuple[str, str, str, bool], DiffusionPrior] = {}
         self._lock = threading.Lock()
         # always set: another engine of this process may have chosen another number before
         self.worker = ThreadPoolExecutor(
@@ -112,10 +112,10 @@ class Engine:
             return None
         device = self.device(recipe)
         with self._lock:
-            key = recipe.prior, str(device), recipe.precision
+            key = recipe.prior, str(device), recipe.precision, recipe.compile
             if key not in self._priors:
                 autocast = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
-                self._priors[key] = load_prior(recipe.prior, device, autocast)
+                self._priors[key] = load_prior(recipe.prior, device, autocast, recipe.compile)
                 log.info("prior %s is loaded on %s", recipe.prior, device)
             return self._priors[key]
 

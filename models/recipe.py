@@ -69,6 +69,8 @@ class Recipe(_Section):
         `upstream`: the data come whitened (NoiseAdjust).
     precision
         What the prior's network computes in. bfloat16 is faster on GPUs and on CPUs with AMX, slower on others.
+    compile
+        Compile the prior's network (torch.compile). Pays where many images of one size follow.
     """
 
     name: str = ""
@@ -82,6 +84,7 @@ class Recipe(_Section):
     settings: dict[str, Any] = Field(default_factory=dict)
     outputs: Outputs = Field(default_factory=lambda: Outputs.model_validate({}))
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
     device: str = "auto"
 
     @field_validator("device")

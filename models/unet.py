@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .padding import pad_to_multiple
+
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
     nn.init.zeros_(layer.weight)
@@ -97,6 +99,7 @@ class UNet(nn.Module):
         super().__init__()
         if len(widths) != len(blocks):
             raise ValueError(f"widths and blocks must be equally long, got {len(widths)} and {len(blocks)}")
+        self.image_channels = image_channels
         self.widths = tuple(widths)
         self.embed = NoiseEmbedding(embedding)
         self.enter = nn.Conv2d(image_channels, widths[0], 3, padding=1)
@@ -120,9 +123,7 @@ class UNet(nn.Module):
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """x (batch, channels, y, x), noise (batch,) = ln(sigma) / 4."""
         rows, columns = x.shape[-2:]
-        pad_y, pad_x = -rows % self.multiple, -columns % self.multiple
-        if pad_y or pad_x:
-            x = F.pad(x, (0, pad_x, 0, pad_y), mode="reflect" if min(rows, columns) > self.multiple else "replicate")
+        x = pad_to_multiple(x, self.multiple)
         embedding = self.embed(noise)
         h = self.enter(x.contiguous(memory_format=torch.channels_last))
         passed = []

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 
 def train(
@@ -16,15 +17,31 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; the same folder again resumes it.")],
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 30_000,
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 8,
-    patch: Annotated[int, typer.Option(min=32, max=160, help="Edge of a patch in pixels.")] = 96,
+    patch: Annotated[int, typer.Option(min=32, max=512, help="Edge of a patch in pixels.")] = 96,
     learning_rate: Annotated[float, typer.Option(min=1e-6, max=0.1)] = 8e-4,
-    widths: Annotated[str, typer.Option(help="Channels of each resolution, finest first.")] = "32,64,128,160",
-    blocks: Annotated[str, typer.Option(help="Residual blocks of each resolution.")] = "2,2,2,2",
-    bank: Annotated[int, typer.Option(min=1, help="Augmented patches made ahead (100 kB each on disk).")] = 16_000,
+    network: Annotated[str, typer.Option(help="unet, ncsnv2 or ncsnpp.")] = "unet",
+    loss: Annotated[str, typer.Option(help="edm, ve (score matching, VE-SDE) or ncsnv2 (discrete levels).")] = "edm",
+    channels: Annotated[int, typer.Option(min=1, max=2, help="2: complex images; 1: magnitudes.")] = 2,
+    widths: Annotated[
+        str | None, typer.Option(help="Channels of each resolution (ncsnv2: stage), finest first; unet: 32,64,128,160.")
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Residual blocks: of each resolution (unet: 2,2,2,2), or one number (ncsnpp: 2).")
+    ] = None,
+    network_option: Annotated[
+        list[str] | None, typer.Option(help="Another argument of the network, e.g. attention=[3]; may be given often.")
+    ] = None,
+    sigma_min: Annotated[float | None, typer.Option(help="Lowest noise level; else the loss's own.")] = None,
+    sigma_max: Annotated[float | None, typer.Option(help="Highest noise level; else the loss's own.")] = None,
+    levels: Annotated[int, typer.Option(min=2, help="Noise levels of --loss ncsnv2.")] = 2311,
+    bank: Annotated[
+        int, typer.Option(min=1, help="Augmented patches made ahead (100 kB each on disk; 400 kB at --patch 320).")
+    ] = 16_000,
     precision: Annotated[str, typer.Option(help="Lightning's: 32-true, bf16-mixed, 16-mixed.")] = "32-true",
     accelerator: Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="GPUs (or processes), by DDP.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load patches; some 4 for a GPU.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     begin_with: Annotated[
@@ -35,6 +52,7 @@ def train(
     """Train a diffusion prior on magnitude or complex images, with random contrast, phase, size and pose.
 
     Writes prior.safetensors (usable as `prior:` of a recipe), curve.csv and samples.png as it goes.
+    What goes with what, and commands for each prior: docs/priors.md.
 
     Example: scanprior train --data images/ --out runs/brain --steps 30000 --precision bf16-mixed
     """
@@ -42,15 +60,21 @@ def train(
         from scanprior.models.prior import PriorError
         from scanprior.sim.image_sources import load_sources
         from scanprior.sim.image_stack import SourceError
-        from scanprior.sim.training import TrainingSettings, train_prior
+        from scanprior.sim.training import train_prior
+        from scanprior.sim.training_settings import TrainingSettings
 
         from .training_data import images_for_training
     except ImportError as error:
         raise typer.BadParameter(f"training needs the extra: pip install 'scanprior[train]' ({error})") from error
-    settings = TrainingSettings(
-        steps, batch, patch, learning_rate, _numbers(widths), _numbers(blocks), bank, precision, accelerator, devices,
-        threads, save_every, seed, begin_with,
-    )  # fmt: skip
+    try:
+        settings = TrainingSettings(
+            steps, batch, patch, learning_rate, _numbers(widths), _numbers(blocks), bank, precision, accelerator,
+            devices, threads, save_every, seed, begin_with, network, loss, channels, _options(network_option or []),
+            sigma_min, sigma_max, levels, workers,
+        )  # fmt: skip
+        parameters = sum(weight.numel() for weight in settings.denoiser().parameters())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     try:
         if dry_run:
             with TemporaryDirectory() as passing:
@@ -58,7 +82,7 @@ def train(
                 sources = load_sources(files)
             for line in [*map(str, sources.stacks), *(f"left out: {why}" for why in left_out + sources.left_out)]:
                 typer.echo(line)
-            typer.echo(f"{settings}")
+            typer.echo(f"{settings}, {parameters / 1e6:.1f} million parameters")
             return
         files, _ = images_for_training(data, out / "scans", threads)
         typer.echo(f"prior: {train_prior(files, out, settings)}")
@@ -67,8 +91,24 @@ def train(
         raise typer.Exit(1) from None
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"expected whole numbers with commas between, got {text!r}") from None
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    """`name=value` each, the value as YAML."""
+    found = {}
+    for option in given:
+        name, equals, value = option.partition("=")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise typer.BadParameter(f"--network-option {option!r}: {error}") from None
+        if not equals:
+            raise typer.BadParameter(f"--network-option: expected name=value, got {option!r}")
+    return found

@@ -58,10 +58,13 @@ class ScanFile:
 
     @property
     def header(self) -> str:
-        """MRD header, XML."""
+        """MRD header, XML; a `ScanFileError` where it is not text."""
         text = self._group["xml"][()]
         text = text.ravel()[0] if isinstance(text, np.ndarray) else text
-        return text.decode("utf-8") if isinstance(text, bytes) else str(text)
+        try:
+            return text.decode("utf-8") if isinstance(text, bytes) else str(text)
+        except UnicodeDecodeError as error:
+            raise ScanFileError(f"{self._file.filename}: the MRD header is not UTF-8 text: {error}") from error
 
     def __len__(self) -> int:
         """Number of acquisitions."""

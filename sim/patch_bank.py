@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .augmentation import random_image
 from .image_stack import ImageStack
 
-BANK_PATCH = 160  # pixels; training crops its own, smaller or equal patches out of these
+BANK_PATCH = 160  # pixels, or more where asked for; training crops its own, smaller or equal patches out of these
 
 
 def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -26,8 +26,8 @@ def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     return image[y : y + size, x : x + size]
 
 
-def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int) -> None:
-    """Write `patches` augmented patches to `path`: npy, (patch, 2, 160, 160) float16, real and imaginary part.
+def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int, size: int = BANK_PATCH) -> None:
+    """Write `patches` augmented patches to `path`: npy, (patch, 2, size, size) float16, real and imaginary part.
 
     Every file gets a share by the fourth root of its number of slices times the edge of a slice in pixels, so that
     small sets and sharp ones are seen often. Three patches come from each augmented slice. Patches of mere air are
@@ -36,7 +36,7 @@ def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int) ->
     rng = np.random.default_rng(seed)
     share = np.array([len(stack.slices) ** 0.25 * stack.slices[0].size ** 0.5 for stack in stacks])
     partial = path.with_suffix(".partial.npy")
-    bank = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(patches, 2, BANK_PATCH, BANK_PATCH))
+    bank = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(patches, 2, size, size))
     done = 0
     # written where the shuffle wants them, since neighbours come from one slice and a batch shall not; shuffled
     # afterwards, the bank would have to fit into memory
@@ -46,7 +46,7 @@ def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int) ->
             stack = stacks[rng.choice(len(stacks), p=share / share.sum())]
             image = random_image(stack.slices[rng.integers(len(stack.slices))], rng)
             for _ in range(3):
-                patch = _random_crop(image, BANK_PATCH, rng)
+                patch = _random_crop(image, size, rng)
                 if done == patches or (np.abs(patch).mean() < 0.08 and rng.random() < 0.9):
                     continue
                 bank[place[done], 0], bank[place[done], 1] = patch.real, patch.imag
@@ -57,22 +57,23 @@ def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int) ->
 
 
 class PatchBank(torch.utils.data.IterableDataset):
-    """Endless stream of patches (2, size, size) float32 from a bank: random crop, flips, transposition and phase.
+    """Endless stream of patches (channels, size, size) float32 from a bank: random crop, flips, transposition, phase.
 
-    Each worker and each rank draws its own sequence from `seed`.
+    Each worker and each rank draws its own sequence from `seed`. With one channel they are magnitudes.
     """
 
-    def __init__(self, path: Path, size: int, seed: int, rank: int = 0) -> None:
-        if size > BANK_PATCH:
-            raise ValueError(f"patch size {size} is larger than the bank's {BANK_PATCH}")
-        self.path, self.size, self.seed, self.rank = path, size, seed, rank
+    def __init__(self, path: Path, size: int, seed: int, rank: int = 0, channels: int = 2) -> None:
+        largest = np.load(path, mmap_mode="r").shape[-1]
+        if size > largest:
+            raise ValueError(f"patch size {size} is larger than the bank's {largest}")
+        self.path, self.size, self.seed, self.rank, self.channels = path, size, seed, rank, channels
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         worker = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([self.seed, self.rank, worker.id if worker else 0])
         bank = np.load(self.path, mmap_mode="r")
         while True:
-            y, x = rng.integers(0, BANK_PATCH - self.size + 1, 2)
+            y, x = rng.integers(0, bank.shape[-1] - self.size + 1, 2)
             real, imaginary = np.asarray(
                 bank[rng.integers(len(bank)), :, y : y + self.size, x : x + self.size], np.float32
             )
@@ -82,4 +83,5 @@ class PatchBank(torch.utils.data.IterableDataset):
             if rng.random() < 0.5:
                 patch = patch.T
             patch = patch[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-            yield torch.from_numpy(np.stack([patch.real, patch.imag]).astype(np.float32))
+            parts = [patch.real, patch.imag] if self.channels == 2 else [np.abs(patch)]
+            yield torch.from_numpy(np.stack(parts).astype(np.float32))

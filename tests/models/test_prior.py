@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from networks import SMALL, small_network
 from safetensors.torch import save_file
-from scanprior.models import prior as prior_module
-from scanprior.models.preconditioning import EDMDenoiser
+from scanprior.models import diffusion_prior
+from scanprior.models.magnitude_prior import MagnitudePrior
+from scanprior.models.preconditioning import DENOISERS, EDMDenoiser
 from scanprior.models.prior import PriorError, load_prior, save_prior
 from scanprior.models.unet import UNet
 from support import random_complex
@@ -46,7 +49,7 @@ def test_large_batches_go_through_in_parts(tmp_path: Path, monkeypatch: pytest.M
     prior = load_prior(str(saved(tmp_path / "p.safetensors")))
     x = random_complex(5, 16, 16)
     whole = prior.denoise(x, 0.3)
-    monkeypatch.setattr(prior_module, "MAX_PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(diffusion_prior, "MAX_PIXELS", 2 * 16 * 16)
     torch.testing.assert_close(prior.denoise(x, 0.3), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -84,7 +87,9 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         load_prior("nothing")
     foreign = tmp_path / "foreign.safetensors"
     save_file({"a": torch.zeros(1)}, foreign)
-    with pytest.raises(PriorError, match="expected format 'scanprior-edm-1' in its metadata, found None"):
+    with pytest.raises(
+        PriorError, match=r"expected format 'scanprior-prior-2' or 'scanprior-edm-1' .*found None; weights of others"
+    ):
         load_prior(str(foreign))
     save_prior(
         tmp_path / "other.safetensors", small_denoiser(),
@@ -97,5 +102,104 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PriorError, match="not a safetensors file that can be read"):
         load_prior(str(damaged))
     save_prior(tmp_path / "poor.safetensors", small_denoiser(), {"network": NETWORK, "sigma_min": 0.1})
-    with pytest.raises(PriorError, match=r"its description lacks something or is wrong: KeyError.*sigma_max"):
+    with pytest.raises(PriorError, match=r"its description lacks something or is wrong: sigma_max: Field required"):
         load_prior(str(tmp_path / "poor.safetensors"))
+
+
+@pytest.mark.parametrize("channels", [2, 1])
+@pytest.mark.parametrize(("kind", "name"), [("edm", "unet"), ("edm", "ncsnpp"), ("ve", "ncsnpp"), ("ncsnv2", "ncsnv2")])
+def test_every_kind_is_kept_with_its_description(tmp_path: Path, kind: str, name: str, channels: int) -> None:
+    denoiser = DENOISERS[kind](small_network(name, channels), 0.4)
+    network = SMALL[name] | {"image_channels": channels}
+    description = {"network": network, "sigma_min": 0.01, "sigma_max": 50.0, "scale": (99.0, 2.0), "step": 7}
+    save_prior(tmp_path / "p.safetensors", denoiser, description)
+    prior = load_prior(str(tmp_path / "p.safetensors"))
+    assert (prior.kind, prior.network["name"], prior.scale, prior.sigma_data) == (kind, name, (99.0, 2.0), 0.4)
+    assert (prior.sigma_min, prior.sigma_max, prior.name) == (0.01, 50.0, "p")
+    assert isinstance(prior, MagnitudePrior) == (channels == 1)
+    assert not any(weight.requires_grad for weight in prior.denoiser.parameters())
+    before, after = denoiser.state_dict(), prior.denoiser.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    convolutions = [weight for weight in prior.denoiser.parameters() if weight.ndim == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
+
+
+def test_files_of_the_first_format_load(tmp_path: Path) -> None:
+    """They say neither kind nor name nor scale: EDM, U-Net, 99.5th percentile at 1."""
+    denoiser = small_denoiser()
+    description = {"network": NETWORK, "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.3, "step": 1}
+    metadata = {"format": "scanprior-edm-1", "description": json.dumps(description)}
+    save_file(dict(denoiser.state_dict()), tmp_path / "old.safetensors", metadata)
+    prior = load_prior(str(tmp_path / "old.safetensors"))
+    assert (prior.kind, prior.scale, type(prior.denoiser.network)) == ("edm", (99.5, 1.0), UNet)
+    x = random_complex(16, 16)
+    with torch.no_grad():
+        wanted = denoiser(torch.view_as_real(x).movedim(-1, 0)[None], torch.tensor([0.2]))[0]
+    torch.testing.assert_close(prior.denoise(x, 0.2), torch.complex(*wanted), rtol=1e-4, atol=1e-5)
+    assert load_prior("small").scale == (99.5, 1.0)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_half_precision_is_close(tmp_path: Path, name: str) -> None:
+    denoiser = DENOISERS["edm"](small_network(name), 0.3)
+    description = {"network": SMALL[name], "sigma_min": 0.01, "sigma_max": 50.0}
+    save_prior(tmp_path / "p.safetensors", denoiser, description)
+    x = random_complex(2, 16, 20)
+    exact = load_prior(str(tmp_path / "p.safetensors")).denoise(x, 0.3)
+    rough = load_prior(str(tmp_path / "p.safetensors"), autocast=torch.bfloat16).denoise(x, 0.3)
+    assert rough.dtype == torch.complex64
+    assert 0 < float((rough - exact).norm() / exact.norm()) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_compiling_is_by_choice_and_traces_the_whole_network(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backend is torch's own check of what it traced; a real one takes a minute of compiling."""
+    monkeypatch.setattr(
+        torch.nn.Module, "compile",
+        lambda self: setattr(self, "_compiled_call_impl", torch.compile(self._call_impl, backend="aot_eager")),
+    )  # fmt: skip
+    denoiser = DENOISERS["edm"](small_network(name), 0.3)
+    save_prior(tmp_path / "p.safetensors", denoiser, {"network": SMALL[name], "sigma_min": 0.01, "sigma_max": 50.0})
+    plain, compiled = (load_prior(str(tmp_path / "p.safetensors"), compile=choice) for choice in (False, True))
+    assert plain.denoiser._compiled_call_impl is None
+    assert compiled.denoiser._compiled_call_impl is not None
+    assert compiled.denoiser.state_dict().keys() == denoiser.state_dict().keys()
+    x = random_complex(2, 16, 20)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    torch.testing.assert_close(compiled.denoise(x, 0.3), plain.denoise(x, 0.3), rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"kind": "vp"}, "kind: 'vp' is not known; there are: edm, ve, ncsnv2"),
+        ({"network": {"name": "vit"}}, "network 'vit' is not known; there are: unet, ncsnv2, ncsnpp"),
+        ({"network": {"widths": [8], "blocks": [1, 1]}}, "widths and blocks must be equally long, got 1 and 2"),
+        ({"scale": [101, 1]}, "scale: expected"),
+        ({"scale": None}, "scale: Input should be a valid tuple, found None"),
+        ({"sigma_min": 90.0}, r"sigma_min \(90.0\) must be below sigma_max \(80.0\)"),
+    ],
+)
+def test_wrong_descriptions_are_refused(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    description = {"kind": "edm", "network": NETWORK, "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.3}
+    description |= {"scale": [99.5, 1.0]} | change
+    metadata = {"format": "scanprior-prior-2", "description": json.dumps(description)}
+    save_file(dict(small_denoiser().state_dict()), tmp_path / "p.safetensors", metadata)
+    with pytest.raises(PriorError, match=told):
+        load_prior(str(tmp_path / "p.safetensors"))
+
+
+def test_priors_have_one_channel_or_two(tmp_path: Path) -> None:
+    network = {**NETWORK, "image_channels": 3}
+    save_prior(
+        tmp_path / "p.safetensors", EDMDenoiser(UNet(**network), 0.3),  # type: ignore[arg-type]
+        {"network": network, "sigma_min": 0.1, "sigma_max": 1.0},
+    )  # fmt: skip
+    with pytest.raises(PriorError, match="expected a network of 1 or 2 image_channels, found 3"):
+        load_prior(str(tmp_path / "p.safetensors"))

@@ -217,3 +217,11 @@ def test_recipes_command() -> None:
     shown = run.invoke(app, ["recipes", "dds"])
     assert "samples: 8    # posterior samples" in shown.output
     assert run.invoke(app, ["recipes", "nobody"]).exit_code == 2
+
+
+def test_a_header_that_is_not_text_is_named(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["dataset/xml"] = np.array([np.bytes_(b"<\xff\xfe>")])
+        file["dataset/data"] = np.zeros(0, np.dtype([("head", "i4"), ("data", "f4")]))
+    with pytest.raises(ScanFileError, match=r"scan\.h5: the MRD header is not UTF-8 text"):
+        _ = ScanFile(tmp_path / "scan.h5").header

@@ -19,7 +19,7 @@ from scanprior.sim.image_stack import ImageStack, SourceError, stack_of
 from scanprior.sim.phantoms import brain, slice_positions
 from scanprior.sim.scan import simulate
 from scanprior.sim.source_hdf5 import hdf5_layout, load_fastmri
-from scanprior.sim.training import split_by_subject
+from scanprior.sim.banks import split_by_subject
 
 HEADS = brain((80, 72), 3, seed=3).image
 RNG = np.random.default_rng(5)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scanprior.models.prior import load_prior
+from scanprior.models.magnitude_prior import MagnitudePrior
+from scanprior.models.prior import PriorError, load_prior
 from scanprior.sim.augmentation import fourier_resize, random_contrast, random_image
+from scanprior.sim.banks import prepare_banks, split_by_subject, validation_patches
 from scanprior.sim.image_sources import ImageStack, find_images, load_images
 from scanprior.sim.patch_bank import BANK_PATCH, PatchBank, write_bank
 from scanprior.sim.phantoms import brain
-from scanprior.sim.training import (
-    TrainingSettings,
-    draw_sigma,
-    learning_rate_factor,
-    prepare_banks,
-    split_by_subject,
-    train_prior,
-)
+from scanprior.sim.training import train_prior
+from scanprior.sim.training_module import DenoiserTraining, learning_rate_factor
+from scanprior.sim.training_settings import NETWORKS_OF, TrainingSettings
 
 RNG = np.random.default_rng(0)
 
@@ -50,6 +48,108 @@ def test_training_learns_resumes_and_leaves_a_prior(data: Path, tmp_path: Path) 
     # the average of the weights lags behind, so little is to be expected of so few steps
     assert float(rows[-1]["rmse_at_0.5"]) < 0.9 * float(rows[0]["rmse_at_0.5"])
     assert (run / "samples.png").stat().st_size > 1000
+
+
+TINY = {
+    "unet": {"widths": (8, 16), "blocks": (1, 1)},
+    "ncsnv2": {"widths": (8, 16), "network_options": {"dilations": [1, 2]}},
+    "ncsnpp": {"widths": (8, 16), "blocks": (1,), "network_options": {"middle_attention": False}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "network", "channels"),
+    [("edm", "unet", 1), *((kind, network, 2) for kind, names in NETWORKS_OF.items() for network in names)],
+)
+def test_every_kind_learns(data: Path, tmp_path: Path, kind: str, network: str, channels: int) -> None:
+    """Sixty steps on a tiny bank, at noise levels that matter; the loss on fixed draws before and after."""
+    settings = TrainingSettings(
+        kind=kind, network=network, channels=channels, sigma_min=0.1, sigma_max=2.0, levels=5,
+        **TINY[network],  # type: ignore[arg-type]
+    )  # fmt: skip
+    stacks = [load_images(data / "heads.npz")]
+    write_bank(tmp_path / "bank.npy", stacks, 12, seed=0)
+    torch.manual_seed(0)
+    module = DenoiserTraining(settings)
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    stream = iter(torch.utils.data.DataLoader(PatchBank(tmp_path / "bank.npy", 32, 0, 0, channels), batch_size=4))
+    held = torch.cat([next(stream) for _ in range(4)])
+    sigma = settings.draw_sigma(16, torch.Generator().manual_seed(1))
+    noise = torch.randn(held.shape, generator=torch.Generator().manual_seed(2))
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(module.denoiser.loss(held, sigma, noise).mean())
+
+    before = loss()
+    for _ in range(60):
+        clean = next(stream)
+        optimizer.zero_grad()
+        module.denoiser.loss(clean, settings.draw_sigma(4), torch.randn_like(clean)).mean().backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+    assert loss() < 0.85 * before
+
+
+@pytest.mark.slow
+def test_a_magnitude_prior_of_another_kind_is_trained_end_to_end(data: Path, tmp_path: Path) -> None:
+    settings = TrainingSettings(
+        steps=6, batch=2, patch=32, bank=6, save_every=6, accelerator="cpu", kind="ncsnv2", network="ncsnv2",
+        channels=1, levels=10, sigma_max=20.0, **TINY["ncsnv2"],  # type: ignore[arg-type]
+    )  # fmt: skip
+    prior = load_prior(str(train_prior([data / "heads.npz"], tmp_path / "run", settings)))
+    assert isinstance(prior, MagnitudePrior)
+    assert (prior.kind, prior.network["name"], prior.sigma_data) == ("ncsnv2", "ncsnv2", 0.42)
+    assert (prior.sigma_min, prior.sigma_max) == (0.0066, 20.0)
+    assert "sigma_max: 20.0" in (tmp_path / "run" / "settings.txt").read_text()
+    # and the weights begin the next training, but only one of the same kind
+    DenoiserTraining(replace(settings, begin_with=str(tmp_path / "run" / "prior.safetensors")))
+    with pytest.raises(PriorError, match="is of kind 'ncsnv2', expected 've'"):
+        DenoiserTraining(replace(settings, kind="ve", begin_with=str(tmp_path / "run" / "prior.safetensors")))
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    with pytest.raises(ValueError, match="loss 'vp' is not known; there are: edm, ve, ncsnv2"):
+        TrainingSettings(kind="vp")
+    with pytest.raises(ValueError, match="network 'vit' is not known; there are: unet, ncsnv2, ncsnpp"):
+        TrainingSettings(network="vit")
+    with pytest.raises(ValueError, match="loss 've' with network 'unet': expected one of ncsnpp, ncsnv2"):
+        TrainingSettings(kind="ve")
+    with pytest.raises(ValueError, match=r"expected 2 channels .* or 1 .*, found 3"):
+        TrainingSettings(channels=3)
+    with pytest.raises(ValueError, match="found 90 and 80"):
+        TrainingSettings(sigma_min=90.0)
+    with pytest.raises(ValueError, match="has no argument 'depth'"):
+        TrainingSettings(network_options={"depth": 3}).denoiser()
+
+
+def test_noise_levels_of_each_kind() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ve = TrainingSettings(kind="ve", network="ncsnpp").draw_sigma(20_000, generator)
+    assert float(ve.min()) >= 0.01
+    assert float(ve.max()) <= 378
+    assert float(ve.median()) == pytest.approx((0.01 * 378) ** 0.5, rel=0.1)
+    discrete = TrainingSettings(kind="ncsnv2", network="ncsnv2", levels=4, sigma_min=0.1, sigma_max=100.0)
+    drawn = discrete.draw_sigma(4000, generator)
+    values, counts = drawn.unique(return_counts=True)
+    torch.testing.assert_close(values, torch.tensor([0.1, 1.0, 10.0, 100.0]))
+    assert counts.min() > 900
+
+
+def test_banks_are_magnitudes_for_one_channel_and_larger_for_larger_patches(data: Path, tmp_path: Path) -> None:
+    small, large = TrainingSettings(bank=2), TrainingSettings(bank=2, patch=192)
+    training, _ = prepare_banks([data / "heads.npz"], tmp_path, small)
+    complex_patch = next(iter(PatchBank(training, 64, 3)))
+    magnitude = next(iter(PatchBank(training, 64, 3, channels=1)))
+    assert magnitude.shape == (1, 64, 64)
+    torch.testing.assert_close(magnitude[0], complex_patch.square().sum(0).sqrt())
+    held, real = validation_patches(tmp_path, 2), validation_patches(tmp_path, 1)
+    assert real.shape == (16, 1, 128, 128)
+    torch.testing.assert_close(real, held.square().sum(1, keepdim=True).sqrt())
+    larger, _ = prepare_banks([data / "heads.npz"], tmp_path, large)
+    assert larger != training
+    assert next(iter(PatchBank(larger, 192, 0))).shape == (2, 192, 192)
 
 
 def test_a_folder_keeps_to_its_data(data: Path, tmp_path: Path) -> None:
@@ -113,7 +213,7 @@ def test_augmented_images_are_complex_finite_and_vary() -> None:
 
 
 def test_sigma_covers_the_range_and_rate_follows_its_schedule() -> None:
-    sigma = draw_sigma(20_000, torch.Generator().manual_seed(0))
+    sigma = TrainingSettings().draw_sigma(20_000, torch.Generator().manual_seed(0))
     assert 0.18 < float(sigma.median()) < 0.28
     assert float(sigma.min()) >= 0.002
     assert float((sigma > 10).float().mean()) == pytest.approx(0.02, abs=0.01)

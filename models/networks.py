@@ -1,0 +1,52 @@
+"""The registry of networks that priors are made of: one name each, all called as `network(x, ln(sigma) / 4)`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from .ncsnpp import NCSNpp
+from .ncsnv2 import NCSNv2
+from .unet import UNet
+
+NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "ncsnv2": NCSNv2, "ncsnpp": NCSNpp}
+
+
+def network_name(network: nn.Module) -> str:
+    """The name that `network` is registered under.
+
+    Raises
+    ------
+    ValueError
+        When it is not registered.
+    """
+    for name, kind in NETWORKS.items():
+        if type(network) is kind:
+            return name
+    raise ValueError(f"network {type(network).__name__} is not known; there are: {', '.join(NETWORKS)}")
+
+
+def build_network(description: Mapping[str, Any]) -> nn.Module:
+    """A network from `{"name": ..., **arguments}`; without a name it is a `unet`.
+
+    Raises
+    ------
+    ValueError
+        When the name or an argument is not known, naming those that are, or a value does not do.
+    """
+    arguments = dict(description)
+    name = arguments.pop("name", "unet")
+    if name not in NETWORKS:
+        raise ValueError(f"network {name!r} is not known; there are: {', '.join(NETWORKS)}")
+    kind = NETWORKS[name]
+    known = list(inspect.signature(kind).parameters)
+    for key in arguments:
+        if key not in known:
+            raise ValueError(f"network {name!r} has no argument {key!r}; there are: {', '.join(known)}")
+    try:
+        return kind(**arguments)
+    except (TypeError, RuntimeError, IndexError) as error:
+        raise ValueError(f"network {name!r} cannot be made with {arguments}: {error}") from error

@@ -1,0 +1,92 @@
+"""What a file of weights must say about itself to become a prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .diffusion_prior import DiffusionPrior, PriorError
+from .magnitude_prior import MagnitudePrior
+from .networks import build_network
+from .preconditioning import DENOISERS, Denoiser
+
+
+class PriorDescription(BaseModel):
+    """Everything but the weights; noise levels and `sigma_data` are per real channel, in the prior's scale."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)  # files tell more: the step, the data
+
+    kind: str = Field(description="edm, ve or ncsnv2: how the network makes a denoiser")
+    network: dict[str, Any] = Field(description="name and arguments; without a name a unet")
+    sigma_min: float = Field(gt=0)
+    sigma_max: float = Field(gt=0)
+    sigma_data: float = Field(gt=0)
+    scale: tuple[float, float] = Field(description="percentile of the magnitude, and the value that it has")
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_known(cls, value: str) -> str:
+        if value not in DENOISERS:
+            raise ValueError(f"{value!r} is not known; there are: {', '.join(DENOISERS)}")
+        return value
+
+    @field_validator("scale")
+    @classmethod
+    def _scale_is_one(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not (0 < value[0] <= 100 and value[1] > 0):
+            raise ValueError(f"expected [percentile up to 100, value above 0], found {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _levels_rise(self) -> PriorDescription:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min ({self.sigma_min}) must be below sigma_max ({self.sigma_max})")
+        return self
+
+    def denoiser(self) -> Denoiser:
+        """The denoiser, its weights random yet.
+
+        Raises
+        ------
+        ValueError
+            When the network is not known, or an argument of it is wrong.
+        """
+        return DENOISERS[self.kind](build_network(self.network), self.sigma_data)
+
+    def prior(self, denoiser: Denoiser, name: str) -> DiffusionPrior:
+        """A prior of this denoiser: of magnitudes where the network has one channel, else of complex images."""
+        channels = denoiser.network.image_channels
+        if channels not in (1, 2):
+            raise PriorError(f"{name}: expected a network of 1 or 2 image_channels, found {channels}")
+        kind = MagnitudePrior if channels == 1 else DiffusionPrior
+        denoiser.eval().requires_grad_(False)
+        denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return kind(denoiser, name, self.sigma_min, self.sigma_max, dict(self.network), scale=self.scale)
+
+
+def describe(data: Mapping[str, Any], origin: str) -> PriorDescription:
+    """Validate a description.
+
+    Raises
+    ------
+    PriorError
+        Naming `origin`, each key that lacks or is wrong, and what was found.
+    """
+    try:
+        return PriorDescription.model_validate(data)
+    except ValidationError as error:
+        raise PriorError(f"{origin}: its description lacks something or is wrong: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The keys at fault, what is wrong with each, and what was found."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        found = "" if item["type"] in ("missing", "value_error") else f", found {item['input']!r}"
+        lines.append(f"{key}: {message}{found}" if key else message)
+    return "; ".join(lines)
