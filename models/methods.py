@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .dds import DDSSettings, dds
+from .langevin import LangevinSettings, langevin
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
 from .scan import Progress, Reconstruction, Scan, Settings
 from .total_variation import TvSettings, tv
@@ -33,6 +34,7 @@ METHODS: dict[str, Method] = {
     "l1-wavelet": Method(l1_wavelet, L1WaveletSettings),
     "tv": Method(tv, TvSettings),
     "dds": Method(dds, DDSSettings, needs_prior=True),
+    "langevin": Method(langevin, LangevinSettings, needs_prior=True),
 }
 
 
