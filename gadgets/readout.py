@@ -61,9 +61,7 @@ def read(head: np.void, reverse: bool) -> Readout:
     """
     samples, pre, post = int(head["number_of_samples"]), int(head["discard_pre"]), int(head["discard_post"])
     if pre + post >= samples:
-        raise ScanError(
-            f"an acquisition of {samples} samples discards {pre} before and {post} after: none are left"
-        )
+        raise ScanError(f"an acquisition of {samples} samples discards {pre} before and {post} after: none are left")
     center = int(head["center_sample"]) - pre
     if reverse:
         center = (samples - pre - post) - center

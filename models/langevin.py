@@ -33,7 +33,7 @@ class LangevinSettings(SamplerSettings):
     )
     data_term: Literal["exact", "norm-matched"] = Field(
         "exact",
-        description="exact: gradient of the log-likelihood; norm-matched: made `data_weight` times as long as the score",
+        description="exact: gradient of the log-likelihood; norm-matched: `data_weight` times as long as the score",
     )
     data_weight: float = Field(5.0, gt=0, le=100, description="of the norm-matched data term")
 
@@ -64,26 +64,30 @@ def langevin(scan: Scan, prior: Prior, settings: LangevinSettings, progress: Pro
     the posterior. With `data_term: norm-matched` (the authors' code) A^H (y - A x) is given `data_weight` times the
     norm of the score instead, image by image; that knows nothing of s_y and is no exact posterior.
     """
-    return sample_posterior("langevin", _steps, scan, prior, settings, progress)
+    return sample_posterior("langevin", sample_langevin, scan, prior, settings, progress)
 
 
-def _steps(problem: Problem, prior: Prior, settings: LangevinSettings, progress: Progress) -> torch.Tensor:
+def sample_langevin(problem: Problem, prior: Prior, settings: LangevinSettings, progress: Progress) -> torch.Tensor:
+    """Samples (sample, ..., y, x) of a problem, see `langevin`."""
     levels = noise_levels(settings.sigma_start, settings.sigma_end, settings.levels)[:-1]
-    image_dims = tuple(range(-len(problem.model.image_shape), 0))
     x = _uniform(problem) if settings.start == "noise" else problem.begin(levels[0])
     for number, level in enumerate(levels):
         size = settings.step * level**2
         for _ in range(settings.steps_per_level):
-            score = (prior.denoise(x, level) - x) / level**2
-            data = problem.residual(x)
-            if settings.data_term == "exact":
-                data = data / (problem.data_variance + level**2)
-            else:
-                lengths = [torch.linalg.vector_norm(part, dim=image_dims, keepdim=True) for part in (score, data)]
-                data = data * (settings.data_weight * lengths[0] / lengths[1].clamp_min(1e-12))
-            x = x + size * (score + data) + math.sqrt(2 * size) * problem.noise()
+            x = x + size * drift(problem, prior, x, level, settings) + math.sqrt(2 * size) * problem.noise()
         progress(number + 1, len(levels))
     return prior.denoise(x, levels[-1])
+
+
+def drift(problem: Problem, prior: Prior, x: torch.Tensor, level: float, settings: LangevinSettings) -> torch.Tensor:
+    """Score of the prior and data term, of the shape of `x` (sample, ..., y, x)."""
+    score = (prior.denoise(x, level) - x) / level**2
+    data = problem.residual(x)
+    if settings.data_term == "exact":
+        return score + data / (problem.data_variance + level**2)
+    image_dims = tuple(range(-len(problem.model.image_shape), 0))
+    wanted, found = (torch.linalg.vector_norm(part, dim=image_dims, keepdim=True) for part in (score, data))
+    return score + data * (settings.data_weight * wanted / found.clamp_min(torch.finfo(found.dtype).tiny))
 
 
 def _uniform(problem: Problem) -> torch.Tensor:

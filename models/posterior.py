@@ -278,7 +278,7 @@ class _Counted:
         return self._prior.scale
 
     def for_image(self, image: torch.Tensor) -> Prior:
-        return _Counted(self._prior.for_image(image), self)
+        return _Counted(self._prior.for_image(image), self._parent or self)
 
     def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
         (self._parent or self).calls += 1
