@@ -47,6 +47,15 @@ class PCSettings(SamplerSettings):
     snr: float = Field(0.16, gt=0, le=1, description="r of the corrector: its step over that of the noise it adds")
     sense_every: int = Field(10, ge=1, le=1000, description="of hybrid: steps from one SENSE correction to the next")
 
+    @property
+    def by_coil(self) -> bool:
+        """Whether it is the coil images that are sampled."""
+        return self.algorithm in ("coils", "hybrid")
+
+    def images_per_sample(self, coils: int) -> int:
+        """All coil images, or the combined one."""
+        return coils if self.by_coil else 1
+
     @model_validator(mode="after")
     def _levels_fall(self) -> PCSettings:
         if self.sigma_end >= self.sigma_start:
@@ -78,7 +87,7 @@ def pc(scan: Scan, prior: Prior, settings: PCSettings, progress: Progress | None
 
 def sample_pc(problem: Problem, prior: Prior, settings: PCSettings, progress: Progress) -> torch.Tensor:
     """Samples (sample, ..., y, x) of a problem, see `pc`."""
-    if settings.algorithm in ("coils", "hybrid"):
+    if settings.by_coil:
         return _coil_by_coil(problem, prior, settings, progress)
     if settings.algorithm == "real":
         return _real(problem, prior, settings, progress)

@@ -209,6 +209,18 @@ def test_volumes_and_sets_of_maps() -> None:
             assert pc(two, GaussianPrior(), settings).image.shape == (16, 18)  # type: ignore[arg-type]
 
 
+def test_a_volume_is_cut_by_its_coil_images_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, _ = gaussian_scan()
+    assert scan.maps is not None
+    volume = Scan(scan.kspace.expand(4, -1, -1, -1), scan.mask, scan.maps, scan.sigma)
+    monkeypatch.setattr("scanprior.models.posterior.MAX_PIXELS", 4 * 2 * 16 * 18)
+    for algorithm, pieces in (("complex", 1), ("coils", 4)):
+        calls: list[tuple[int, int]] = []
+        settings = PCSettings(steps=2, samples=2, algorithm=algorithm)  # type: ignore[arg-type]
+        pc(volume, GaussianPrior(), settings, lambda *at: calls.append(at))  # type: ignore[arg-type]
+        assert calls[-1] == (2 * pieces, 2 * pieces)
+
+
 def test_each_coil_image_has_a_prior_of_its_own() -> None:
     """A prior that is bound to a phase is bound to that of the coil images, and its evaluations are still counted."""
 
