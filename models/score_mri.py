@@ -45,6 +45,7 @@ class PCSettings(SamplerSettings):
     steps: int = Field(500, ge=2, le=10000, description="predictor steps, one a noise level")
     corrector_steps: int = Field(1, ge=0, le=20, description="Langevin steps after each predictor step")
     snr: float = Field(0.16, gt=0, le=1, description="r of the corrector: its step over that of the noise it adds")
+    lam: float = Field(1.0, gt=0, le=1, description="weight of the data consistency, that of hybrid's correction apart")
     sense_every: int = Field(10, ge=1, le=1000, description="of hybrid: steps from one SENSE correction to the next")
 
     @property
@@ -71,9 +72,9 @@ def pc(scan: Scan, prior: Prior, settings: PCSettings, progress: Progress | None
         predictor   x <- x + (s^2 - t^2) score(x, s) + sqrt(s^2 - t^2) g
         corrector   x <- x + e score(x, t) + sqrt(2 e) g,   e = 2 (r |g| / |score(x, t)|)^2, image by image
 
-    each followed by data consistency: x + A^H (y - A x) of the combined image (algorithms 2 and 3; for `real` its real
-    part), x_c + F^H P (y_c - F x_c) of each coil image (4 and 5). The last level is 0 and has the predictor's mean
-    alone, which is D. NFE is steps + (steps - 1) corrector_steps; all coils in one batch count once.
+    each followed by data consistency: x + lam A^H (y - A x) of the combined image (algorithms 2 and 3; for `real` its
+    real part), x_c + lam F^H P (y_c - F x_c) of each coil image (4 and 5). The last level is 0 and has the
+    predictor's mean alone, which is D. NFE is steps + (steps - 1) corrector_steps; all coils in one batch count once.
 
     The data are inserted as measured, with their noise: this is no sample of the posterior unless they have none.
 
@@ -93,7 +94,7 @@ def sample_pc(problem: Problem, prior: Prior, settings: PCSettings, progress: Pr
         return _real(problem, prior, settings, progress)
     return predictor_corrector(
         problem.begin(settings.sigma_start), prior.denoise, problem.noise,
-        lambda x: x + problem.residual(x), settings, progress,
+        lambda x: x + settings.lam * problem.residual(x), settings, progress,
     )  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def _real(problem: Problem, prior: Prior, settings: PCSettings, progress: Progre
 
     return predictor_corrector(
         _real_part(problem.begin(settings.sigma_start)), denoise, lambda: _real_part(problem.noise()),
-        lambda x: _real_part(x + problem.residual(x)), settings, progress,
+        lambda x: _real_part(x + settings.lam * problem.residual(x)), settings, progress,
     )  # fmt: skip
 
 
@@ -172,7 +173,7 @@ def _coil_by_coil(problem: Problem, prior: Prior, settings: PCSettings, progress
     begin = model.maps * problem.start.unsqueeze(-3) + settings.sigma_start * problem.kspace_noise()
     x = predictor_corrector(
         begin, of_coils.denoise, problem.kspace_noise,
-        lambda x: x + ifft2c(problem.kspace - mask * fft2c(x)), settings, progress, correct,
+        lambda x: x + settings.lam * ifft2c(problem.kspace - mask * fft2c(x)), settings, progress, correct,
     )  # fmt: skip
     return root_sum_of_squares(model, x)
 

@@ -119,8 +119,9 @@ def test_data_consistency_lowers_the_misfit(line_mask: bool, algorithm: str, mon
         "scanprior.models.score_mri.predictor_corrector",
         lambda x, denoise, draw, consistent, *rest: caught.append((x, consistent)) or x,
     )
-    sample(problem, algorithm=algorithm, sigma_start=1.0)
-    x, consistent = caught[0]
+    for lam in (1.0, 0.5):
+        sample(problem, algorithm=algorithm, sigma_start=1.0, lam=lam)
+    (x, consistent), (_, halfway) = caught
 
     def misfit(x: torch.Tensor) -> torch.Tensor:
         through = scan.mask * fft2c(x) if algorithm in ("coils", "hybrid") else problem.model(x)
@@ -129,6 +130,7 @@ def test_data_consistency_lowers_the_misfit(line_mask: bool, algorithm: str, mon
     for scale in (0.1, 1.0, 10.0):
         after = misfit(consistent(scale * x))
         assert (after < misfit(scale * x)).all()
+        torch.testing.assert_close(halfway(scale * x), 0.5 * (scale * x + consistent(scale * x)))
         if algorithm in ("coils", "hybrid"):
             assert (after < 1e-8 * scan.kspace.abs().square().sum() * (1 + scale)).all()
 
@@ -214,8 +216,8 @@ def test_a_volume_is_cut_by_its_coil_images_too(monkeypatch: pytest.MonkeyPatch)
     assert scan.maps is not None
     volume = Scan(scan.kspace.expand(4, -1, -1, -1), scan.mask, scan.maps, scan.sigma)
     monkeypatch.setattr("scanprior.models.posterior.MAX_PIXELS", 4 * 2 * 16 * 18)
+    calls: list[tuple[int, int]] = []
     for algorithm, pieces in (("complex", 1), ("coils", 4)):
-        calls: list[tuple[int, int]] = []
         settings = PCSettings(steps=2, samples=2, algorithm=algorithm)  # type: ignore[arg-type]
         pc(volume, GaussianPrior(), settings, lambda *at: calls.append(at))  # type: ignore[arg-type]
         assert calls[-1] == (2 * pieces, 2 * pieces)
