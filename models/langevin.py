@@ -60,9 +60,10 @@ def langevin(scan: Scan, prior: Prior, settings: LangevinSettings, progress: Pro
 
     and D(x, s_L) at the end. All variances are per real channel. The s^2 beside the noise s_y^2 of the data is the
     poster's gamma_t^2: x is an image with noise s, which A maps into k-space with an eigenvalue of at most 1. It keeps
-    b times the curvature below 2 at every level, and at the last ones it is nothing beside s_y: what is drawn is
-    the posterior. With `data_term: norm-matched` (the authors' code) A^H (y - A x) is given `data_weight` times the
-    norm of the score instead, image by image; that knows nothing of s_y and is no exact posterior.
+    b times the curvature below 2 at every level, and vanishes beside s_y where `sigma_end` is well below it: what is
+    drawn there is the posterior, if there were levels enough to settle. With `data_term: norm-matched` (the authors'
+    code) A^H (y - A x) is given `data_weight` times the norm of the score instead, image by image; that knows nothing
+    of s_y and is no exact posterior.
     """
     return sample_posterior("langevin", sample_langevin, scan, prior, settings, progress)
 
