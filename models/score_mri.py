@@ -46,7 +46,7 @@ class PCSettings(SamplerSettings):
     corrector_steps: int = Field(1, ge=0, le=20, description="Langevin steps after each predictor step")
     snr: float = Field(0.16, gt=0, le=1, description="r of the corrector: its step over that of the noise it adds")
     lam: float = Field(1.0, gt=0, le=1, description="weight of the data consistency, that of hybrid's correction apart")
-    sense_every: int = Field(10, ge=1, le=1000, description="of hybrid: steps from one SENSE correction to the next")
+    sense_every: int = Field(1, ge=1, le=1000, description="of hybrid: steps from one SENSE correction to the next (m)")
 
     @property
     def by_coil(self) -> bool:
