@@ -41,7 +41,9 @@ class PCSettings(SamplerSettings):
         "noise", description="image to begin with: `noise` is none; CCDF takes another and a small sigma_start"
     )
     sigma_start: float = Field(10.0, gt=0, le=1e4, description="first noise level")
-    sigma_end: float = Field(0.01, gt=0, description="last noise level")
+    sigma_end: float = Field(
+        0.025, gt=0, description="last noise level: about that of the data, whose noise is inserted at every step"
+    )
     steps: int = Field(500, ge=2, le=10000, description="predictor steps, one a noise level")
     corrector_steps: int = Field(1, ge=0, le=20, description="Langevin steps after each predictor step")
     snr: float = Field(0.16, gt=0, le=1, description="r of the corrector: its step over that of the noise it adds")

@@ -248,7 +248,7 @@ def test_each_coil_image_has_a_prior_of_its_own() -> None:
         ({"snr": 0}, "settings.snr: Input should be greater than 0, found 0"),
         ({"algorithm": "ssos"}, "settings.algorithm: Input should be 'real', 'complex', 'coils' or 'hybrid'"),
         ({"sense_every": 0}, "settings.sense_every: Input should be greater than or equal to 1, found 0"),
-        ({"sigma_start": 0.01}, "sigma_end (0.01) must be below sigma_start (0.01)"),
+        ({"sigma_start": 0.01}, "sigma_end (0.025) must be below sigma_start (0.01)"),
         ({"n": 1}, "unknown key 'settings.n'; there are: "),
     ],
 )
