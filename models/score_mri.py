@@ -29,7 +29,7 @@ Correct = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 class PCSettings(SamplerSettings):
-    """Settings of `pc`. The paper's own: steps 2000, sigma_start 378 and a prior trained to it."""
+    """Settings of `pc`. The paper's own: steps 2000, sigma 378 to 0.01, with a prior trained to it."""
 
     samples: int = Field(4, ge=1, le=256, description="posterior samples; their mean is the image")
     algorithm: Literal["real", "complex", "coils", "hybrid"] = Field(
