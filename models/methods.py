@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .dds import DDSSettings, dds
+from .langevin import LangevinSettings, langevin
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
 from .scan import Progress, Reconstruction, Scan, Settings
+from .score_mri import PCSettings, pc
 from .total_variation import TvSettings, tv
 from .wavelet import L1WaveletSettings, l1_wavelet
 
@@ -33,6 +35,8 @@ METHODS: dict[str, Method] = {
     "l1-wavelet": Method(l1_wavelet, L1WaveletSettings),
     "tv": Method(tv, TvSettings),
     "dds": Method(dds, DDSSettings, needs_prior=True),
+    "langevin": Method(langevin, LangevinSettings, needs_prior=True),
+    "pc": Method(pc, PCSettings, needs_prior=True),
 }
 
 

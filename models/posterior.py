@@ -63,6 +63,10 @@ class SamplerSettings(Settings):
     start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the CG-SENSE image to begin with")
     seed: int = Field(0, ge=0, description="seed of all draws; the same on every device")
 
+    def images_per_sample(self, coils: int) -> int:
+        """How many images are kept for one sample while it is drawn, by which a volume is cut to fit into memory."""
+        return 1
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -163,7 +167,7 @@ def sample_posterior(
     begin = _starting_image(scan, model, settings.start, rough, adjoint)
     counted = _Counted(prior)
     generator = torch.Generator().manual_seed(settings.seed)
-    pieces = _pieces(scan, settings.samples)
+    pieces = _pieces(scan, settings.samples * settings.images_per_sample(scan.kspace.shape[-3]))
     images, spreads = [], []
     for number, (part, piece) in enumerate(pieces):
 
@@ -278,7 +282,7 @@ class _Counted:
         return self._prior.scale
 
     def for_image(self, image: torch.Tensor) -> Prior:
-        return _Counted(self._prior.for_image(image), self)
+        return _Counted(self._prior.for_image(image), self._parent or self)
 
     def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
         (self._parent or self).calls += 1

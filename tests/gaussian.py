@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from scanprior.models.forward import SenseModel
+from scanprior.models.posterior import Problem
 from scanprior.models.scan import Scan
 from support import random_complex
 
@@ -29,18 +30,35 @@ class GaussianPrior:
         return x * SD**2 / (SD**2 + sigma**2)
 
 
-def gaussian_scan(line_mask: bool = True, sigma: float = 0.1) -> tuple[Scan, torch.Tensor]:
+def gaussian_scan(line_mask: bool = True, sigma: float = 0.1, real: bool = False) -> tuple[Scan, torch.Tensor]:
     maps = random_complex(4, 16, 18, seed=1)
     maps = maps / maps.abs().square().sum(0, keepdim=True).sqrt()
     image = random_complex(16, 18, seed=2) * SD * 2**0.5
+    if real:
+        image = image.real.to(image.dtype)
     mask = torch.rand(16, 1 if line_mask else 18, generator=torch.Generator().manual_seed(3)) < 0.5
     model = SenseModel(maps, mask)
     kspace = model(image) + sigma * random_complex(4, 16, 18, seed=4) * mask
     return Scan(kspace, mask, maps, sigma), image
 
 
+def problem_of(scan: Scan, samples: int, start: torch.Tensor | None = None, seed: int = 0) -> Problem:
+    """The problem of a scan in the units of the scan, so that the prior's variance is SD^2; it begins with zero."""
+    model = SenseModel.of(scan)
+    adjoint = model.H(scan.kspace)
+    begin = torch.zeros_like(adjoint) if start is None else start
+    generator = torch.Generator().manual_seed(seed)
+    return Problem(model, scan.kspace, adjoint, scan.sigma**2 / 2, begin, samples, generator)
+
+
 def posterior(scan: Scan, variance: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Analytic mean (16, 18) complex, and standard deviation (16, 18) of each real channel, for prior `variance`.
+    """Analytic mean (16, 18) complex, and standard deviation (16, 18) of each real channel, for prior `variance`."""
+    mean, covariance = posterior_covariance(scan, variance)
+    return mean, covariance.diagonal().real.sqrt().reshape(16, 18)
+
+
+def posterior_covariance(scan: Scan, variance: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Analytic mean (16, 18) complex, and covariance (288, 288) complex of each real channel, for prior `variance`.
 
     Dense algebra on (A^H A / s_y^2 + I / variance) x = A^H y / s_y^2, all variances per real channel.
     """
@@ -53,7 +71,7 @@ def posterior(scan: Scan, variance: float) -> tuple[torch.Tensor, torch.Tensor]:
     system = normal / data + torch.eye(size) / variance
     covariance = torch.linalg.inv(system)
     mean = covariance @ (model.H(scan.kspace.to(torch.complex128)).reshape(-1) / data)
-    return mean.reshape(16, 18), covariance.diagonal().real.sqrt().reshape(16, 18)
+    return mean.reshape(16, 18), covariance
 
 
 def posterior_mean(scan: Scan, variance: float) -> torch.Tensor:
