@@ -6,8 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .daps import DAPSSettings, daps
 from .dds import DDSSettings, dds
+from .dps import DPSSettings, dps
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
+from .pigdm import PiGDMSettings, pigdm
+from .pula import PULASettings, pula
 from .scan import Progress, Reconstruction, Scan, Settings
 from .total_variation import TvSettings, tv
 from .wavelet import L1WaveletSettings, l1_wavelet
@@ -33,6 +37,10 @@ METHODS: dict[str, Method] = {
     "l1-wavelet": Method(l1_wavelet, L1WaveletSettings),
     "tv": Method(tv, TvSettings),
     "dds": Method(dds, DDSSettings, needs_prior=True),
+    "dps": Method(dps, DPSSettings, needs_prior=True),
+    "pigdm": Method(pigdm, PiGDMSettings, needs_prior=True),
+    "pula": Method(pula, PULASettings, needs_prior=True),
+    "daps": Method(daps, DAPSSettings, needs_prior=True),
 }
 
 

@@ -14,7 +14,7 @@ from types import EllipsisType
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .forward import SenseModel
 from .linear import combine_sets
@@ -62,6 +62,12 @@ class SamplerSettings(Settings):
     )
     start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the CG-SENSE image to begin with")
     seed: int = Field(0, ge=0, description="seed of all draws; the same on every device")
+
+    @model_validator(mode="after")
+    def _levels_fall(self) -> SamplerSettings:
+        if self.sigma_end >= self.sigma_start:
+            raise ValueError(f"sigma_end ({self.sigma_end}) must be below sigma_start ({self.sigma_start})")
+        return self
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ def sample_posterior(
     info = {
         "method": method,
         "prior": prior.name,
-        "nfe": counted.calls // len(pieces),
+        "nfe": counted.calls // (len(pieces) * settings.samples),
         "samples": settings.samples,
         "start": settings.start,
         "scale": scale,
@@ -228,6 +234,15 @@ def intensity_scale(image: torch.Tensor, scale: tuple[float, float] = (99.5, 1.0
     return found / value
 
 
+def conditional_variance(prior: Prior, level: float) -> float:
+    """r^2 = s^2 sd^2 / (s^2 + sd^2): variance of each real channel of x0 where x0 + noise of level s is known.
+
+    It is that of a Gaussian of the prior's `sigma_data`: right at s far below it, an upper bound elsewhere.
+    """
+    image = prior.sigma_data**2
+    return level**2 * image / (level**2 + image)
+
+
 def denoise_with_gradient(
     prior: Prior, x: torch.Tensor, sigma: float, cotangent: Callable[[torch.Tensor, slice], torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -258,7 +273,7 @@ def denoise_with_gradient(
 
 
 class _Counted:
-    """A prior that counts its evaluations; samples in one batch count once."""
+    """A prior that counts its evaluations, of each sample (first axis): all at once or a few at a time, it is the same."""
 
     def __init__(self, prior: Prior, parent: _Counted | None = None) -> None:
         self._prior = prior
@@ -281,7 +296,7 @@ class _Counted:
         return _Counted(self._prior.for_image(image), self)
 
     def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
-        (self._parent or self).calls += 1
+        (self._parent or self).calls += len(x)
         return self._prior.denoise(x, sigma)
 
 

@@ -77,7 +77,7 @@ class Recipe(_Section):
     compression: Compression | None = None
     maps: Maps = Field(default_factory=lambda: Maps.model_validate({}))
     partial_fourier: Literal["zero-fill", "pocs", "homodyne"] = "zero-fill"
-    method: Literal["zero-filled", "sense", "l1-wavelet", "tv", "dds"]
+    method: Literal["zero-filled", "sense", "l1-wavelet", "tv", "dds", "dps", "pigdm", "pula", "daps"]
     prior: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     outputs: Outputs = Field(default_factory=lambda: Outputs.model_validate({}))
@@ -141,8 +141,9 @@ class Recipe(_Section):
         for key, given in parameters.items():
             value = str(given).lower() if isinstance(given, bool) else str(given)
             if key in ("samples", "steps"):
-                setting = "iterations" if key == "steps" and self.method != "dds" else key
-                if setting not in METHODS[self.method].settings.model_fields:
+                fields = METHODS[self.method].settings.model_fields
+                setting = "iterations" if key == "steps" and "iterations" in fields else key
+                if setting not in fields:
                     raise RecipeError(
                         f"parameter {key!r}: the method {self.method!r} of this recipe has no such setting"
                     )
