@@ -1,7 +1,7 @@
 """DAPS: decoupled annealing posterior sampling (Zhang et al. 2025), with an exact Gaussian draw for its inner chain.
 
-Each step draws a clean image given the noisy one and the data, and puts the next level's noise on it: levels are tied by the
-clean image alone, so that an early mistake can be undone later.
+Each step draws a clean image given the noisy one and the data, and puts the next level's noise on it: levels are tied
+by the clean image alone, so that an early mistake can be undone later.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import torch
 from pydantic import Field
 
 from .dds import noise_levels
-from .posterior import Prior, Problem, SamplerSettings, check_levels, conditional_variance, sample_posterior
+from .posterior import (
+    Prior,
+    Problem,
+    SamplerSettings,
+    check_levels,
+    conditional_variance,
+    measured_variance,
+    sample_posterior,
+)
 from .scan import Progress, Reconstruction, Scan
 
 
@@ -24,6 +32,9 @@ class DAPSSettings(SamplerSettings):
     steps: int = Field(50, ge=2, le=1000, description="noise levels; NFE is this times ode_steps")
     ode_steps: int = Field(1, ge=1, le=50, description="Euler steps from the noisy to the clean image; 1: its mean")
     cg_iterations: int = Field(50, ge=1, le=500, description="the most CG iterations of the draw")
+    spread: Literal["measured", "gaussian"] = Field(
+        "measured", description="what r^2 is: measured on the noise drawn, or that of a Gaussian of the prior's width"
+    )
     tolerance: float = Field(1e-3, ge=0, lt=1, description="the draw's CG stops at this relative residual")
     max_ratio: float = Field(1000.0, gt=0, description="cap of the prior's variance over that of the data")
     last: Literal["draw", "mean"] = Field("draw", description="what the last level gives: a draw, or its mean")
@@ -32,15 +43,16 @@ class DAPSSettings(SamplerSettings):
 def daps(scan: Scan, prior: Prior, settings: DAPSSettings, progress: Progress | None = None) -> Reconstruction:
     """Posterior samples of the image by DAPS; see `sample_posterior` for what is returned and raised.
 
-    At each level s: xhat = D(x, s), or the end of the probability-flow ODE from x in `ode_steps` Euler steps; x0 is drawn
-    from the Gaussian that N(xhat, r^2) and the data give, by solving
+    At each level s: xhat = D(x, s), or the end of the probability-flow ODE from x in `ode_steps` Euler steps; x0 is
+    drawn from the Gaussian that N(xhat, r^2) and the data give, by solving
     `(A^H A / s_y^2 + I / r^2) x0 = A^H (y + s_y n1) / s_y^2 + (xhat + r n2) / r^2`; then x = x0 + s_next n.
-    r^2 is that of `conditional_variance`; r^2 / s_y^2 is at most `max_ratio`.
+    r^2 is `measured_variance`, or with `spread` gaussian `conditional_variance`; r^2 / s_y^2 is at most `max_ratio`.
 
     It claims the posterior's mean and variance, exactly for a Gaussian prior of variance sd^2 at any number of levels
-    with `ode_steps` 1, `last` draw, CG to convergence and a start that is forgotten (a first level far above sd). `last`
-    mean leaves out a variance of at most `sigma_end`^2. More `ode_steps` give a sharper xhat, and are not exact even for a
-    Gaussian: xhat is then a sample, and r^2 counts its spread again. For other priors N(xhat, r^2) is approximate.
+    with `ode_steps` 1, `last` draw, CG to convergence and a start that is forgotten (a first level far above sd).
+    `last` mean leaves out a variance of at most `sigma_end`^2. More `ode_steps` give a sharper xhat, and are not exact
+    even for a Gaussian: xhat is then a sample, and r^2 counts its spread again. For other priors it is approximate:
+    N(xhat, r^2), white and equally wide everywhere, is.
     """
     check_levels(prior, settings.sigma_start, settings.sigma_end / settings.ode_steps)
     return sample_posterior("daps", sample_daps, scan, prior, settings, progress)
@@ -49,13 +61,15 @@ def daps(scan: Scan, prior: Prior, settings: DAPSSettings, progress: Progress | 
 def sample_daps(problem: Problem, prior: Prior, settings: DAPSSettings, progress: Progress) -> torch.Tensor:
     """The samples of `daps`, in the prior's scale."""
     levels = noise_levels(settings.sigma_start, settings.sigma_end, settings.steps)
-    x = problem.begin(levels[0])
+    x = problem.start
     for step, (level, following) in enumerate(itertools.pairwise(levels)):
-        random = following > 0 or settings.last == "draw"
-        clean = clean_image(prior, x, level, settings.ode_steps)
-        x = draw(problem, clean, conditional_variance(prior, level), settings, random=random)
-        if following > 0:
-            x = x + following * problem.noise()
+        noise = problem.noise()
+        clean = clean_image(prior, x + level * noise, level, settings.ode_steps)
+        if settings.spread == "measured":
+            variance = measured_variance(prior, level, noise, clean - x)
+        else:
+            variance = conditional_variance(prior, level)
+        x = draw(problem, clean, variance, settings, random=following > 0 or settings.last == "draw")
         progress(step + 1, settings.steps)
     return x
 

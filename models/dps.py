@@ -46,10 +46,10 @@ def dps(scan: Scan, prior: Prior, settings: DPSSettings, progress: Progress | No
     r = A D(x, s') - y, with respect to x.
 
     Two things are added. The step grows with the edge of the image (`REFERENCE_EDGE`): a gradient of that length is
-    spread over all pixels, and a setting has to mean the same in all sizes. And it is at most 1/2, beyond which it would
-    overshoot where the network passes the image unchanged: else it never settles on data with little noise.
+    spread over all pixels, and a setting has to mean the same in all sizes. And it is at most 1/2, beyond which it
+    would overshoot where the network passes the image unchanged: else it never settles on data with little noise.
 
-    It claims good images, not posterior samples: the likelihood of x is that of the one image D(x), its weight is not the
+    It claims images, not posterior samples: the likelihood of x is that of the one image D(x), its weight is not the
     noise's, and for a Gaussian prior too mean and variance are not the posterior's. Fully sampled data without noise
     are reproduced.
     """

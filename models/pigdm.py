@@ -1,6 +1,6 @@
 """PiGDM: pseudo-inverse guided diffusion (Song et al. 2023), in its form for noisy data.
 
-Each step asks how likely the data are, given the noisy image, when the clean image is a Gaussian about the denoised one.
+Each step asks how likely the data are, given the noisy image, when the clean image is a Gaussian about the denoised.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def pigdm(scan: Scan, prior: Prior, settings: PiGDMSettings, progress: Progress 
     `max_ratio`.
 
     It claims the posterior's mean and variance, exactly for a Gaussian prior of variance sd^2 in the limit of many
-    steps, a first level far above sd and a last one far below; the last step takes E, and leaves out a variance of at most
-    `sigma_end`^2. For other priors it is approximate: N(D, r^2) is.
+    steps, a first level far above sd and a last one far below. A finite step loses variance, relatively about
+    ln(s / s_next); the last one takes E, and leaves out at most `sigma_end`^2. With `eta` 0 the start is forgotten only
+    as sd / `sigma_start`. For other priors it is approximate: N(D, r^2) is.
     """
     return sample_posterior("pigdm", sample_pigdm, scan, prior, settings, progress)
 
@@ -54,9 +55,9 @@ def sample_pigdm(problem: Problem, prior: Prior, settings: PiGDMSettings, progre
     levels = noise_levels(settings.sigma_start, settings.sigma_end, settings.steps)
     x = problem.begin(levels[0])
     for step, (level, following) in enumerate(itertools.pairwise(levels)):
-        mean = posterior_mean(problem, prior, x, level, settings.max_ratio, settings.cg_iterations)
+        mean = posterior_mean(problem, prior, x, level, settings)
         fresh = settings.eta * math.sqrt(1 - (following / level) ** 2)
-        x = mean + following * (math.sqrt(1 - fresh**2) / level * (x - mean))
+        x = mean + following * math.sqrt(1 - fresh**2) / level * (x - mean)
         if fresh > 0 and following > 0:
             x = x + following * fresh * problem.noise()
         progress(step + 1, settings.steps)
@@ -64,14 +65,15 @@ def sample_pigdm(problem: Problem, prior: Prior, settings: PiGDMSettings, progre
 
 
 def posterior_mean(
-    problem: Problem, prior: Prior, x: torch.Tensor, level: float, max_ratio: float, iterations: int
+    problem: Problem, prior: Prior, x: torch.Tensor, level: float, settings: PiGDMSettings
 ) -> torch.Tensor:
     """E[x0 | x, y], of the shape of `x`; one network evaluation with its gradient."""
+    # Not `measured_variance`: J differs between directions, and where it is far above its mean J / r^2 would overshoot.
     variance = conditional_variance(prior, level)
-    ridge = max(problem.data_variance / variance, 1 / max_ratio)
+    ridge = max(problem.data_variance / variance, 1 / settings.max_ratio)
 
     def cotangent(denoised: torch.Tensor, which: slice) -> torch.Tensor:
-        return problem.model.solve(problem.residual(denoised), ridge, iterations=iterations)
+        return problem.model.solve(problem.residual(denoised), ridge, iterations=settings.cg_iterations)
 
     denoised, guidance = denoise_with_gradient(prior, x, level, cotangent)
     return denoised + level**2 / variance * guidance

@@ -32,17 +32,17 @@ def pula(scan: Scan, prior: Prior, settings: PULASettings, progress: Progress | 
 
     At each level s the target is the prior blurred by s times the likelihood itself, `-A^H A / s_y^2` its curvature.
     With M = (A^H A / s_y^2 + I / s^2)^-1 and score = (D - x) / s^2 a step is
-    `x += M [(h / 2) (A^H (y - A x) / s_y^2 + score) + a A^H n1 / s_y + b n2]`, by CG. s^2 / s_y^2 is at most `max_ratio`.
+    `x += M [(h / 2) (A^H (y - A x) / s_y^2 + score) + a A^H n1 / s_y + b n2]`, by CG; s^2 / s_y^2 at most `max_ratio`.
 
     Langevin's own noise, a^2 = h and b^2 = h / s^2, gives a variance that is too large for a finite step: by
-    1 / (1 - h q / 4), q between 0 and 1 the curvature of the target in units of M's, a third where the data decide
-    and h = 1. Here a^2 = h (1 - h / 4) and b^2 = h / s^2 - h^2 / (4 (sd^2 + s^2)), which solves for the noise that keeps
-    the target's variance at any h when the prior is Gaussian with variance sd^2.
+    1 / (1 - h q / 4), q between 0 and 1 the curvature of the target in units of that of M, a third where the data
+    decide and h = 1. Here a^2 = h (1 - h / 4) and b^2 = h / s^2 - h^2 / (4 (sd^2 + s^2)), the noise that keeps the
+    target's variance at any h when the prior is Gaussian with variance sd^2.
 
-    It claims the posterior's mean and variance, exactly for such a prior in the limit of many levels, a last level
-    far below sd and CG to convergence. For other priors the step's bias remains: where the prior is tighter than sd the
-    variance at level s is too large, by 1 / (1 - h / 4) at most, in directions of a variance below s^2; it goes away with s. What the data leave open
-    moves by s^2 / (sd^2 + s^2) h / 2 in a step only and must be settled before s is far below sd.
+    It claims the posterior's mean and variance, exactly for such a prior in the limit of many levels, a last level far
+    below sd and CG to convergence. For other priors a bias of the step remains: where the prior is tighter than sd the
+    variance at level s is too large, by 1 / (1 - h / 4) at most; as it is a part of s^2 there, it goes away with s.
+    What the data leave open moves by h / 2 s^2 / (sd^2 + s^2) in a step only, and must settle before s is far below sd.
     """
     return sample_posterior("pula", sample_pula, scan, prior, settings, progress)
 

@@ -29,10 +29,12 @@ class GaussianPrior:
         return x * SD**2 / (SD**2 + sigma**2)
 
 
-def gaussian_scan(line_mask: bool = True, sigma: float = 0.1) -> tuple[Scan, torch.Tensor]:
+def gaussian_scan(line_mask: bool = True, sigma: float = 0.1, real: bool = False) -> tuple[Scan, torch.Tensor]:
     maps = random_complex(4, 16, 18, seed=1)
     maps = maps / maps.abs().square().sum(0, keepdim=True).sqrt()
     image = random_complex(16, 18, seed=2) * SD * 2**0.5
+    if real:
+        image = image.real.to(image.dtype)
     mask = torch.rand(16, 1 if line_mask else 18, generator=torch.Generator().manual_seed(3)) < 0.5
     model = SenseModel(maps, mask)
     kspace = model(image) + sigma * random_complex(4, 16, 18, seed=4) * mask

@@ -14,9 +14,7 @@ def hand_problem(scan: Scan, samples: int, seed: int = 0) -> Problem:
     model = SenseModel.of(scan)
     adjoint = model.H(scan.kspace)
     generator = torch.Generator().manual_seed(seed)
-    return Problem(
-        model, scan.kspace, adjoint, scan.sigma**2 / 2, torch.zeros_like(adjoint), samples, generator
-    )  # fmt: skip
+    return Problem(model, scan.kspace, adjoint, scan.sigma**2 / 2, torch.zeros_like(adjoint), samples, generator)
 
 
 def silent(step: int, steps: int) -> None:
@@ -49,8 +47,8 @@ def check_posterior(samples: torch.Tensor, scan: Scan, bias: float = 0.03) -> No
 
     `bias` is what the discretisation may add to a variance, relative. The sampling error of a variance over
     2 * samples * 144 draws is sqrt(2 / draws); four of it are granted. The mean, in units of its own error
-    (1 / sqrt(samples)), has mean square 1, with an error of sqrt(2 / (2 * 144)); four of it are granted, and a mean that
-    is wrong by `bias` standard deviations.
+    (1 / sqrt(samples)), has mean square 1, with an error of sqrt(2 / (2 * 144)); four of it are granted, and a mean
+    that is wrong by `bias` standard deviations.
     """
     count = len(samples)
     z = torch.view_as_real(whitened(samples, scan))
@@ -61,7 +59,7 @@ def check_posterior(samples: torch.Tensor, scan: Scan, bias: float = 0.03) -> No
         square = float(half.mean(0).square().mean() * count)
         assert square < 1 + 4 * (2 / 288) ** 0.5 + count * bias**2, square
     # pixel by pixel, as they come: no rotation that could hide a mistake
-    mean, covariance = dense_posterior(scan)
+    _, covariance = dense_posterior(scan)
     wanted = covariance.diagonal().real.reshape(16, 18)
     for part in (samples.real, samples.imag):
         ratio = part.var(0) / wanted
