@@ -13,6 +13,9 @@ from scanprior.models.posterior import Problem
 from scanprior.models.scan import Scan
 from support import random_complex
 
+PAPER = DPSSettings(start="noise", sigma_start=80.0, sigma_end=0.002, steps=100)
+"""The levels of Ravula et al. 2023."""
+
 
 class Bent(GaussianPrior):
     """A denoiser whose Jacobian is neither constant nor complex-linear."""
@@ -81,7 +84,7 @@ def test_full_sampling_without_noise_gives_the_image(start: str) -> None:
     assert scan.maps is not None
     mask = torch.ones(16, 1, dtype=torch.bool)
     clean = Scan(SenseModel(scan.maps, mask)(image), mask, scan.maps, 0.0)
-    result = dps(clean, GaussianPrior(), DPSSettings(samples=2, start=start, s_churn=20))  # type: ignore[arg-type]
+    result = dps(clean, GaussianPrior(), PAPER.model_copy(update={"samples": 2, "start": start, "s_churn": 20.0}))  # type: ignore[arg-type]
     assert float((result.image - image).abs().square().mean().sqrt()) < 0.01 * SD
 
 
@@ -105,7 +108,9 @@ def test_noise_put_back_keeps_the_prior_s_variance() -> None:
     empty = SenseModel(problem.model.maps, torch.zeros(16, 1))
     problem = Problem(empty, problem.kspace * 0, problem.adjoint * 0, 1.0, problem.start, 8, problem.generator)
     for churn in (0.0, 40.0):
-        samples = sample_dps(problem, GaussianPrior(), DPSSettings(steps=400, s_churn=churn), silent)  # type: ignore[arg-type]
+        samples = sample_dps(
+            problem, GaussianPrior(), PAPER.model_copy(update={"steps": 400, "s_churn": churn}), silent
+        )  # type: ignore[arg-type]
         assert float(torch.view_as_real(samples).var(0).mean()) / SD**2 == pytest.approx(0.95, abs=0.08)
 
 
@@ -124,7 +129,8 @@ def test_noise_is_put_back_between_s_min_and_s_max_and_within_the_prior_s_levels
             return super().denoise(x, sigma)
 
     prior = Watching()
-    settings = DPSSettings(steps=10, samples=1, s_churn=3, s_min=0.1, s_max=100.0)
+    churn = {"steps": 10, "samples": 1, "s_churn": 3.0, "s_min": 0.1, "s_max": 100.0}
+    settings = PAPER.model_copy(update=churn)
     dps(scan, prior, settings)  # type: ignore[arg-type]
     for asked, level in zip(prior.levels, karras_levels(80.0, 0.002, 10), strict=False):
         assert asked == pytest.approx(min(80.0, 1.3 * level) if level >= 0.1 else level)

@@ -28,8 +28,7 @@ def test_guided_denoiser_is_the_posterior_mean_given_the_noisy_image(line_mask: 
     torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3 * float(right.abs().max()))
 
 
-@pytest.mark.parametrize("real", [False, True])
-@pytest.mark.parametrize("line_mask", [False, True])
+@pytest.mark.parametrize(("line_mask", "real"), [(False, True), (True, False)])
 def test_mean_and_variance_are_the_posteriors(line_mask: bool, real: bool) -> None:
     """Bias: a step of first order drops a variance of about the levels' ratio less one, ln(300) / 119 = 5 %."""
     scan, _ = gaussian_scan(line_mask, real=real)
