@@ -29,13 +29,13 @@ from .scan import Progress, Reconstruction, Scan
 class DAPSSettings(SamplerSettings):
     """Settings of `daps`."""
 
-    steps: int = Field(50, ge=2, le=1000, description="noise levels; NFE is this times ode_steps")
-    ode_steps: int = Field(1, ge=1, le=50, description="Euler steps from the noisy to the clean image; 1: its mean")
-    cg_iterations: int = Field(50, ge=1, le=500, description="the most CG iterations of the draw")
+    steps: int = Field(30, ge=2, le=1000, description="noise levels; NFE is this times ode_steps")
+    ode_steps: int = Field(2, ge=1, le=50, description="Euler steps from the noisy to the clean image; 1: its mean")
+    cg_iterations: int = Field(30, ge=1, le=500, description="the most CG iterations of the draw")
     spread: Literal["measured", "gaussian"] = Field(
-        "measured", description="what r^2 is: measured on the noise drawn, or that of a Gaussian of the prior's width"
+        "measured", description="what r^2 is: measured on the noise drawn, or a Gaussian's of the prior's sigma_data"
     )
-    tolerance: float = Field(1e-3, ge=0, lt=1, description="the draw's CG stops at this relative residual")
+    tolerance: float = Field(3e-3, ge=0, lt=1, description="the draw's CG stops at this relative residual")
     max_ratio: float = Field(1000.0, gt=0, description="cap of the prior's variance over that of the data")
     last: Literal["draw", "mean"] = Field("draw", description="what the last level gives: a draw, or its mean")
 
@@ -52,7 +52,7 @@ def daps(scan: Scan, prior: Prior, settings: DAPSSettings, progress: Progress | 
     with `ode_steps` 1, `last` draw, CG to convergence and a start that is forgotten (a first level far above sd).
     `last` mean leaves out a variance of at most `sigma_end`^2. More `ode_steps` give a sharper xhat, and are not exact
     even for a Gaussian: xhat is then a sample, and r^2 counts its spread again. For other priors it is approximate:
-    N(xhat, r^2), white and equally wide everywhere, is.
+    N(xhat, r^2), white, is.
     """
     check_levels(prior, settings.sigma_start, settings.sigma_end / settings.ode_steps)
     return sample_posterior("daps", sample_daps, scan, prior, settings, progress)
@@ -65,10 +65,9 @@ def sample_daps(problem: Problem, prior: Prior, settings: DAPSSettings, progress
     for step, (level, following) in enumerate(itertools.pairwise(levels)):
         noise = problem.noise()
         clean = clean_image(prior, x + level * noise, level, settings.ode_steps)
+        variance = torch.tensor(conditional_variance(prior, level), device=x.device)
         if settings.spread == "measured":
             variance = measured_variance(prior, level, noise, clean - x)
-        else:
-            variance = conditional_variance(prior, level)
         x = draw(problem, clean, variance, settings, random=following > 0 or settings.last == "draw")
         progress(step + 1, settings.steps)
     return x
@@ -83,15 +82,18 @@ def clean_image(prior: Prior, x: torch.Tensor, level: float, ode_steps: int) -> 
 
 
 def draw(
-    problem: Problem, centre: torch.Tensor, variance: float, settings: DAPSSettings, *, random: bool = True
+    problem: Problem, centre: torch.Tensor, variance: torch.Tensor, settings: DAPSSettings, *, random: bool = True
 ) -> torch.Tensor:
-    """A draw from the Gaussian that `centre` +- sqrt(variance) and the data give, or its mean."""
-    data_variance = max(problem.data_variance, variance / settings.max_ratio)
+    """A draw from the Gaussian that `centre` +- sqrt(variance) and the data give, or its mean.
+
+    `variance` is real and broadcasts against `centre`.
+    """
+    data_variance = max(problem.data_variance, float(variance.max()) / settings.max_ratio)
     ridge = data_variance / variance
     adjoint, start = problem.adjoint, centre
     if random:
         adjoint = adjoint + math.sqrt(data_variance) * problem.model.H(problem.kspace_noise())
-        centre = centre + math.sqrt(variance) * problem.noise()
+        centre = centre + variance.sqrt() * problem.noise()
     return problem.model.solve(
         adjoint + ridge * centre, ridge, start, iterations=settings.cg_iterations, tolerance=settings.tolerance
     )

@@ -27,6 +27,9 @@ MAX_PIXELS = 1 << 23
 GRADIENT_PIXELS = 1 << 18
 """Pixels that a network sees at once where its gradient is wanted: all its activations are kept, about 6 kB a pixel."""
 
+VARIANCE_WINDOW = 17
+"""Edge of the window, in pixels, in which `measured_variance` averages: 289 pixels of each sample."""
+
 
 class Prior(Protocol):
     """What a sampler needs of a prior. Images are in the prior's own scale, noise levels are per real channel."""
@@ -243,31 +246,31 @@ def conditional_variance(prior: Prior, level: float) -> float:
     return level**2 * image / (level**2 + image)
 
 
-def measured_variance(
-    prior: Prior, level: float, noise: torch.Tensor, change: torch.Tensor, amplitude: float | None = None
-) -> float:
-    """r^2 = s^2 tr J / n: the mean variance of x0 given x, measured at no cost on the noise that x was made with.
+def measured_variance(prior: Prior, level: float, noise: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """r^2 = s^2 J: the variance of x0 given x in each pixel, measured at no cost on the noise that x was made with.
 
     The covariance of x0 given x is s^2 J, J the Jacobian of D at x (Tweedie's formula, second order). By Stein's lemma
-    the trace of J is the mean of <noise, D(x)> / amplitude where x = something + amplitude * noise. A Gaussian with the
-    variance of whole images (`conditional_variance`) is too wide by far: images are smooth, and D knows.
+    its diagonal is the mean of noise * D(x) / s, pixel by pixel, where x = something + s * noise. The mean is taken
+    over the samples and over `VARIANCE_WINDOW` pixels a side. A Gaussian with the variance of whole images
+    (`conditional_variance`) is too wide: images are smooth, and D knows.
 
     Parameters
     ----------
     noise
-        Of unit variance in each real channel, as drawn for x.
+        (sample, ..., y, x) of unit variance in each real channel, as drawn for x.
     change
         D(x) less anything that knows nothing of `noise`: the nearer to D, the less the estimate scatters.
-    amplitude
-        `level` if None.
 
     Returns
     -------
-    One number for all, between a twenty-fifth of `conditional_variance` and itself: few pixels measure it badly.
+    (..., y, x) real, between a twenty-fifth of `conditional_variance` and itself: few samples measure it badly.
     """
     most = conditional_variance(prior, level)
-    slope = float((noise.conj() * change).real.mean()) / 2 / (level if amplitude is None else amplitude)
-    return min(max(level**2 * slope, most / 25), most)
+    slope = (noise.conj() * change).real.mean(0) / (2 * level)
+    local = torch.nn.functional.avg_pool2d(
+        slope.reshape(-1, 1, *slope.shape[-2:]), VARIANCE_WINDOW, 1, VARIANCE_WINDOW // 2, count_include_pad=False
+    )
+    return (level**2 * local.reshape(slope.shape)).clamp(most / 25, most)
 
 
 def denoise_with_gradient(

@@ -9,11 +9,14 @@ from posterior_checks import check_posterior, hand_problem, silent
 from pydantic import ValidationError
 from scanprior.models.daps import DAPSSettings, clean_image, daps, draw, sample_daps
 from scanprior.models.forward import SenseModel
+from scanprior.models.methods import METHODS, reconstruct
 from scanprior.models.posterior import conditional_variance, measured_variance
 from scanprior.models.scan import Scan
 from support import random_complex
 
-EXACT = DAPSSettings(steps=6, sigma_start=3.0, sigma_end=0.05, cg_iterations=200, tolerance=1e-5, max_ratio=1e6)
+EXACT = DAPSSettings(
+    steps=6, ode_steps=1, sigma_start=3.0, sigma_end=0.05, cg_iterations=200, tolerance=1e-5, max_ratio=1e6
+)
 
 
 @pytest.mark.parametrize(("line_mask", "real", "spread"), [
@@ -28,17 +31,19 @@ def test_mean_and_variance_are_the_posteriors(line_mask: bool, real: bool, sprea
 
 @pytest.mark.parametrize("level", [0.05, 0.3, 2.0])
 def test_measured_spread_is_the_gaussian_s_for_a_gaussian(level: float) -> None:
-    """2 * 64 * 4096 draws: the estimate of J = sd^2 / (sd^2 + s^2) has an error of sqrt(J / s^2 * sd^2 / draws)."""
+    """Over 2 * 64 * 4096 draws; where the measured one is the larger it is cut, which costs 2 %."""
     prior = GaussianPrior()
     clean, noise = SD * 2**0.5 * random_complex(64, 64, 64, seed=1), 2**0.5 * random_complex(64, 64, 64, seed=2)
     change = prior.denoise(clean + level * noise, level) - clean
     expected = conditional_variance(prior, level)  # type: ignore[arg-type]
-    assert measured_variance(prior, level, noise, change) == pytest.approx(expected, rel=0.02)  # type: ignore[arg-type]
+    found = measured_variance(prior, level, noise, change)  # type: ignore[arg-type]
+    assert found.shape == (64, 64)
+    assert float(found.mean()) == pytest.approx(expected, rel=0.05)
     partly = prior.denoise(clean + level * noise, level * 2) - clean
     # a denoiser twice as careful: its own Jacobian counts, not the prior's
     slope = SD**2 / (SD**2 + 4 * level**2)
     found = measured_variance(prior, level, noise, partly)  # type: ignore[arg-type]
-    assert found == pytest.approx(level**2 * slope, rel=0.05)
+    assert float(found.mean()) == pytest.approx(level**2 * slope, rel=0.05)
 
 
 def test_one_level_is_already_exact_where_the_start_is() -> None:
@@ -63,12 +68,12 @@ def test_mean_of_the_draw_is_the_minimiser() -> None:
     scan, _ = gaussian_scan()
     problem = hand_problem(scan, 3)
     centre = problem.noise()
-    variance = conditional_variance(GaussianPrior(), 0.5)  # type: ignore[arg-type]
+    variance = conditional_variance(GaussianPrior(), 0.5) * torch.linspace(0.5, 1.5, 18)  # type: ignore[arg-type]
     found = draw(problem, centre, variance, EXACT, random=False)
 
     def energy(x: torch.Tensor) -> torch.Tensor:
         misfit = (problem.model(x) - problem.kspace).abs().square().sum((-3, -2, -1))
-        return misfit / problem.data_variance + (x - centre).abs().square().sum((-2, -1)) / variance
+        return misfit / problem.data_variance + ((x - centre).abs().square() / variance).sum((-2, -1))
 
     gradient = -problem.residual(found) / problem.data_variance + (found - centre) / variance
     assert float(gradient.abs().max()) < 1e-3 * float(problem.adjoint.abs().max() / problem.data_variance)
@@ -116,3 +121,18 @@ def test_wrong_settings() -> None:
     prior.sigma_min = 0.02
     with pytest.raises(ValueError, match=r"to sigma_end 0\.005 asked for; prior 'gaussian' was trained"):
         daps(gaussian_scan()[0], prior, DAPSSettings(ode_steps=5, sigma_end=0.025))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["daps", "pula", "pigdm"])
+def test_soft_sense_and_batches_keep_shapes(method: str) -> None:
+    scan, _ = gaussian_scan()
+    assert scan.maps is not None
+    two = Scan(scan.kspace, scan.mask, torch.stack([scan.maps, scan.maps.flip(-1) * 0.1]), scan.sigma)
+    several = Scan(scan.kspace.expand(3, -1, -1, -1), scan.mask, scan.maps.expand(3, -1, -1, -1), scan.sigma)
+    kind = METHODS[method].settings
+    settings = kind.model_validate({"samples": 2, "levels" if method == "pula" else "steps": 3})
+    for measured, shape in ((two, (16, 18)), (several, (3, 16, 18))):
+        result = reconstruct(method, measured, GaussianPrior(), settings)
+        assert result.image.shape == shape
+        assert result.std is not None
+        assert result.std.shape == shape
