@@ -20,7 +20,7 @@ class PULASettings(SamplerSettings):
 
     levels: int = Field(40, ge=2, le=1000, description="noise levels")
     level_steps: int = Field(4, ge=1, le=100, description="steps at each level; NFE is levels times this")
-    sigma_end: float = Field(0.01, gt=0, description="last noise level")
+    sigma_end: float = Field(0.02, gt=0, description="last noise level")
     step: float = Field(1.0, gt=0, le=2, description="step h; at 2 the well-measured part is drawn anew in each step")
     cg_iterations: int = Field(10, ge=1, le=200, description="CG iterations of the preconditioner")
     max_ratio: float = Field(1000.0, gt=0, description="cap of the noise level's variance over that of the data")
