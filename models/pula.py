@@ -6,6 +6,7 @@ The preconditioner is the covariance that the data and the noise level give toge
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +24,9 @@ class PULASettings(SamplerSettings):
     sigma_end: float = Field(0.02, gt=0, description="last noise level")
     step: float = Field(1.0, gt=0, le=2, description="step h; at 2 the well-measured part is drawn anew in each step")
     cg_iterations: int = Field(10, ge=1, le=200, description="CG iterations of the preconditioner")
+    spread: Literal["gaussian", "tight"] = Field(
+        "gaussian", description="prior whose variance a step keeps: a Gaussian of sigma_data, or one far tighter than s"
+    )
     max_ratio: float = Field(1000.0, gt=0, description="cap of the noise level's variance over that of the data")
     final_denoise: bool = Field(True, description="denoise at the end: one more evaluation, samples without noise")
 
@@ -41,7 +45,9 @@ def pula(scan: Scan, prior: Prior, settings: PULASettings, progress: Progress | 
 
     It claims the posterior's mean and variance, exactly for such a prior in the limit of many levels, a last level far
     below sd and CG to convergence. For other priors a bias of the step remains: where the prior is tighter than sd the
-    variance at level s is too large, by 1 / (1 - h / 4) at most; as it is a part of s^2 there, it goes away with s.
+    variance at level s is too large, by 1 / (1 - h / 4) at most; as it is a part of s^2 there, it goes away with s if
+    there are levels enough. `spread` tight has sd = 0 in b: right across the prior's images, where most directions lie,
+    and better images in few levels; along them it is too narrow, for the Gaussian by 1 - h / 4 at most.
     What the data leave open moves by h / 2 s^2 / (sd^2 + s^2) in a step only, and must settle before s is far below sd.
     """
     return sample_posterior("pula", sample_pula, scan, prior, settings, progress)
@@ -74,6 +80,7 @@ def langevin_step(
     ridge = data_variance / level**2
     drift = problem.residual(x) + ridge * (prior.denoise(x, level) - x)
     measured = problem.model.H(problem.kspace_noise()) * math.sqrt(h * (1 - h / 4) * data_variance)
-    open_variance = h / level**2 - h**2 / 4 / (prior.sigma_data**2 + level**2)
+    image_variance = prior.sigma_data**2 if settings.spread == "gaussian" else 0.0
+    open_variance = h / level**2 - h**2 / 4 / (image_variance + level**2)
     noise = measured + data_variance * math.sqrt(open_variance) * problem.noise()
     return x + problem.model.solve(h / 2 * drift + noise, ridge, iterations=settings.cg_iterations)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from gaussian import SD, GaussianPrior, gaussian_scan
-from posterior_checks import check_posterior, hand_problem, silent
+from posterior_checks import check_posterior, hand_problem, silent, whitened
 from pydantic import ValidationError
 from scanprior.models.pula import PULASettings, langevin_step, pula, sample_pula
 
@@ -53,6 +53,19 @@ def test_a_step_keeps_its_target(step: float) -> None:
     assert float(square) == pytest.approx(1.0, abs=4 * (2 / 576) ** 0.5)
 
 
+def test_tight_spread_is_too_narrow_for_a_gaussian_by_no_more_than_it_says() -> None:
+    """Here s ends far below all standard deviations of the posterior: every direction loses some, none over h / 4."""
+    scan, _ = gaussian_scan(False)
+    settings = EXACT.model_copy(update={"step": 1.0, "spread": "tight", "levels": 30})
+    z = torch.view_as_real(
+        whitened(sample_pula(hand_problem(scan, 24), GaussianPrior(), settings, silent), scan)  # type: ignore[arg-type]
+    )
+    for half in (z[:, :144], z[:, 144:]):
+        variance = float(half.var(0).mean())
+        # 2 * 144 * 24 draws: an error of 2 %
+        assert 1 - settings.step / 4 - 0.06 < variance < 0.92
+
+
 def test_a_step_without_noise_lowers_the_energy() -> None:
     """Of a problem whose noise is drawn as zero: -log of the level's target falls, down to its minimum."""
     scan, _ = gaussian_scan()
@@ -91,6 +104,6 @@ def test_seed_decides_and_nfe_is_counted() -> None:
 
 
 def test_wrong_settings() -> None:
-    for wrong in ({"step": 2.5}, {"step": 0}, {"levels": 1}, {"sigma_start": 0.001}, {"steps": 10}):
+    for wrong in ({"step": 2.5}, {"step": 0}, {"spread": "wide"}, {"levels": 1}, {"sigma_start": 0.001}, {"steps": 10}):
         with pytest.raises(ValidationError):
             PULASettings.model_validate(wrong)
