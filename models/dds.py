@@ -10,7 +10,7 @@ import itertools
 import math
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .posterior import Prior, Problem, SamplerSettings, sample_posterior
 from .scan import Progress, Reconstruction, Scan
@@ -24,12 +24,6 @@ class DDSSettings(SamplerSettings):
     sigma_end: float = Field(0.025, gt=0, description="last noise level: about that of the images themselves")
     cg_iterations: int = Field(4, ge=1, le=100, description="CG iterations of the data consistency")
     max_ratio: float = Field(50.0, gt=0, description="cap of the prior's variance over that of the data")
-
-    @model_validator(mode="after")
-    def _levels_fall(self) -> DDSSettings:
-        if self.sigma_end >= self.sigma_start:
-            raise ValueError(f"sigma_end ({self.sigma_end}) must be below sigma_start ({self.sigma_start})")
-        return self
 
 
 def noise_levels(start: float, end: float, steps: int) -> list[float]:

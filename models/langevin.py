@@ -38,12 +38,6 @@ class LangevinSettings(SamplerSettings):
     data_weight: float = Field(5.0, gt=0, le=100, description="of the norm-matched data term")
 
     @model_validator(mode="after")
-    def _levels_fall(self) -> LangevinSettings:
-        if self.sigma_end >= self.sigma_start:
-            raise ValueError(f"sigma_end ({self.sigma_end}) must be below sigma_start ({self.sigma_start})")
-        return self
-
-    @model_validator(mode="after")
     def _step_is_stable(self) -> LangevinSettings:
         # the curvatures of prior and data are each at most 1 / sigma^2, and b times their sum must be below 2
         if self.data_term == "exact" and self.step >= 1:

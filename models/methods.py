@@ -6,9 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .daps import DAPSSettings, daps
 from .dds import DDSSettings, dds
+from .dps import DPSSettings, dps
 from .langevin import LangevinSettings, langevin
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
+from .pigdm import PiGDMSettings, pigdm
+from .pula import PULASettings, pula
 from .scan import Progress, Reconstruction, Scan, Settings
 from .score_mri import PCSettings, pc
 from .total_variation import TvSettings, tv
@@ -37,6 +41,10 @@ METHODS: dict[str, Method] = {
     "dds": Method(dds, DDSSettings, needs_prior=True),
     "langevin": Method(langevin, LangevinSettings, needs_prior=True),
     "pc": Method(pc, PCSettings, needs_prior=True),
+    "dps": Method(dps, DPSSettings, needs_prior=True),
+    "pigdm": Method(pigdm, PiGDMSettings, needs_prior=True),
+    "pula": Method(pula, PULASettings, needs_prior=True),
+    "daps": Method(daps, DAPSSettings, needs_prior=True),
 }
 
 

@@ -14,7 +14,7 @@ from types import EllipsisType
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .forward import SenseModel
 from .linear import combine_sets
@@ -26,6 +26,9 @@ MAX_PIXELS = 1 << 23
 """Pixels of all samples that are sampled at once: 64 MiB a tensor, and a handful of tensors for each coil."""
 GRADIENT_PIXELS = 1 << 18
 """Pixels that a network sees at once where its gradient is wanted: all its activations are kept, about 6 kB a pixel."""
+
+VARIANCE_WINDOW = 17
+"""Edge of the window, in pixels, in which `measured_variance` averages: 289 pixels of each sample."""
 
 
 class Prior(Protocol):
@@ -66,6 +69,12 @@ class SamplerSettings(Settings):
     def images_per_sample(self, coils: int) -> int:
         """How many images are kept for one sample while it is drawn, by which a volume is cut to fit into memory."""
         return 1
+
+    @model_validator(mode="after")
+    def _levels_fall(self) -> SamplerSettings:
+        if self.sigma_end >= self.sigma_start:
+            raise ValueError(f"sigma_end ({self.sigma_end}) must be below sigma_start ({self.sigma_start})")
+        return self
 
 
 @dataclass(frozen=True)
@@ -191,7 +200,7 @@ def sample_posterior(
     info = {
         "method": method,
         "prior": prior.name,
-        "nfe": counted.calls // len(pieces),
+        "nfe": counted.calls // (len(pieces) * settings.samples),
         "samples": settings.samples,
         "start": settings.start,
         "scale": scale,
@@ -232,6 +241,42 @@ def intensity_scale(image: torch.Tensor, scale: tuple[float, float] = (99.5, 1.0
     return found / value
 
 
+def conditional_variance(prior: Prior, level: float) -> float:
+    """r^2 = s^2 sd^2 / (s^2 + sd^2): variance of each real channel of x0 where x0 + noise of level s is known.
+
+    It is that of a Gaussian of the prior's `sigma_data`: right at s far below it, an upper bound elsewhere.
+    """
+    image = prior.sigma_data**2
+    return level**2 * image / (level**2 + image)
+
+
+def measured_variance(prior: Prior, level: float, noise: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """r^2 = s^2 J: the variance of x0 given x in each pixel, measured at no cost on the noise that x was made with.
+
+    The covariance of x0 given x is s^2 J, J the Jacobian of D at x (Tweedie's formula, second order). By Stein's lemma
+    its diagonal is the mean of noise * D(x) / s, pixel by pixel, where x = something + s * noise. The mean is taken
+    over the samples and over `VARIANCE_WINDOW` pixels a side. A Gaussian with the variance of whole images
+    (`conditional_variance`) is too wide: images are smooth, and D knows.
+
+    Parameters
+    ----------
+    noise
+        (sample, ..., y, x) of unit variance in each real channel, as drawn for x.
+    change
+        D(x) less anything that knows nothing of `noise`: the nearer to D, the less the estimate scatters.
+
+    Returns
+    -------
+    (..., y, x) real, between a twenty-fifth of `conditional_variance` and itself: few samples measure it badly.
+    """
+    most = conditional_variance(prior, level)
+    slope = (noise.conj() * change).real.mean(0) / (2 * level)
+    local = torch.nn.functional.avg_pool2d(
+        slope.reshape(-1, 1, *slope.shape[-2:]), VARIANCE_WINDOW, 1, VARIANCE_WINDOW // 2, count_include_pad=False
+    )
+    return (level**2 * local.reshape(slope.shape)).clamp(most / 25, most)
+
+
 def denoise_with_gradient(
     prior: Prior, x: torch.Tensor, sigma: float, cotangent: Callable[[torch.Tensor, slice], torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,7 +307,7 @@ def denoise_with_gradient(
 
 
 class _Counted:
-    """A prior that counts its evaluations; samples in one batch count once."""
+    """A prior that counts evaluations of one sample (first axis): all at once or a few at a time, it is the same."""
 
     def __init__(self, prior: Prior, parent: _Counted | None = None) -> None:
         self._prior = prior
@@ -285,7 +330,7 @@ class _Counted:
         return _Counted(self._prior.for_image(image), self._parent or self)
 
     def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
-        (self._parent or self).calls += 1
+        (self._parent or self).calls += len(x)
         return self._prior.denoise(x, sigma)
 
 

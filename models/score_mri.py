@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .dds import noise_levels
 from .forward import SenseModel
@@ -58,12 +58,6 @@ class PCSettings(SamplerSettings):
     def images_per_sample(self, coils: int) -> int:
         """All coil images, or the combined one."""
         return coils if self.by_coil else 1
-
-    @model_validator(mode="after")
-    def _levels_fall(self) -> PCSettings:
-        if self.sigma_end >= self.sigma_start:
-            raise ValueError(f"sigma_end ({self.sigma_end}) must be below sigma_start ({self.sigma_start})")
-        return self
 
 
 def pc(scan: Scan, prior: Prior, settings: PCSettings, progress: Progress | None = None) -> Reconstruction:

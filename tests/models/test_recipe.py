@@ -138,6 +138,7 @@ def test_parameters_of_a_scan() -> None:
 
 def test_steps_are_iterations_of_the_other_methods() -> None:
     assert load_recipe("sense").with_parameters({"steps": "9"}).method_settings.iterations == 9  # type: ignore[attr-defined]
+    assert load_recipe("daps").with_parameters({"steps": "9"}).method_settings.steps == 9  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
