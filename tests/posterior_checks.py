@@ -5,16 +5,7 @@ from __future__ import annotations
 import torch
 from gaussian import SD, posterior
 from scanprior.models.forward import SenseModel
-from scanprior.models.posterior import Problem
 from scanprior.models.scan import Scan
-
-
-def hand_problem(scan: Scan, samples: int, seed: int = 0) -> Problem:
-    """The problem of a scan in its own scale, with an image of zeros to begin with."""
-    model = SenseModel.of(scan)
-    adjoint = model.H(scan.kspace)
-    generator = torch.Generator().manual_seed(seed)
-    return Problem(model, scan.kspace, adjoint, scan.sigma**2 / 2, torch.zeros_like(adjoint), samples, generator)
 
 
 def silent(step: int, steps: int) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gaussian import SD, GaussianPrior, gaussian_scan
-from posterior_checks import check_posterior, hand_problem, silent
+from gaussian import SD, GaussianPrior, gaussian_scan, problem_of
+from posterior_checks import check_posterior, silent
 from pydantic import ValidationError
 from scanprior.models.daps import DAPSSettings, clean_image, daps, draw, sample_daps
 from scanprior.models.forward import SenseModel
@@ -26,7 +26,7 @@ def test_mean_and_variance_are_the_posteriors(line_mask: bool, real: bool, sprea
     """Six levels are enough: nothing is discretised. Bias: sd / 3 of the start, to the power of two, six times over."""
     scan, _ = gaussian_scan(line_mask, real=real)
     settings = EXACT.model_copy(update={"spread": spread})
-    check_posterior(sample_daps(hand_problem(scan, 128), GaussianPrior(), settings, silent), scan, bias=0.01)
+    check_posterior(sample_daps(problem_of(scan, 128), GaussianPrior(), settings, silent), scan, bias=0.01)
 
 
 @pytest.mark.parametrize("level", [0.05, 0.3, 2.0])
@@ -50,13 +50,13 @@ def test_one_level_is_already_exact_where_the_start_is() -> None:
     """The last level's noise is not left in the image, nor missing from it, however large it is."""
     scan, _ = gaussian_scan()
     settings = EXACT.model_copy(update={"steps": 3, "sigma_start": 30.0, "sigma_end": 1.0})
-    check_posterior(sample_daps(hand_problem(scan, 128), GaussianPrior(), settings, silent), scan, bias=0.01)
+    check_posterior(sample_daps(problem_of(scan, 128), GaussianPrior(), settings, silent), scan, bias=0.01)
 
 
 def test_mean_of_the_last_level_leaves_out_its_variance() -> None:
     scan, _ = gaussian_scan()
     drawn, mean = (
-        sample_daps(hand_problem(scan, 64), GaussianPrior(), EXACT.model_copy(update={"last": last}), silent)
+        sample_daps(problem_of(scan, 64), GaussianPrior(), EXACT.model_copy(update={"last": last}), silent)
         for last in ("draw", "mean")
     )
     lost = drawn.real.var(0).mean() - mean.real.var(0).mean()
@@ -66,7 +66,7 @@ def test_mean_of_the_last_level_leaves_out_its_variance() -> None:
 def test_mean_of_the_draw_is_the_minimiser() -> None:
     """The gradient of ||A x - y||^2 / s_y^2 + ||x - centre||^2 / r^2 is zero there, and the energy fell."""
     scan, _ = gaussian_scan()
-    problem = hand_problem(scan, 3)
+    problem = problem_of(scan, 3)
     centre = problem.noise()
     variance = conditional_variance(GaussianPrior(), 0.5) * torch.linspace(0.5, 1.5, 18)  # type: ignore[arg-type]
     found = draw(problem, centre, variance, EXACT, random=False)

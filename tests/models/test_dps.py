@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gaussian import SD, GaussianPrior, gaussian_scan
-from posterior_checks import hand_problem, silent
+from gaussian import SD, GaussianPrior, gaussian_scan, problem_of
+from posterior_checks import silent
 from pydantic import ValidationError
 from scanprior.models.dps import DPSSettings, data_step, dps, karras_levels, sample_dps
 from scanprior.models.forward import SenseModel
@@ -29,7 +29,7 @@ def in_double(samples: int = 2) -> Problem:
     scan, _ = gaussian_scan(False)
     assert scan.maps is not None
     scan = Scan(scan.kspace.to(torch.complex128), scan.mask, scan.maps.to(torch.complex128), scan.sigma)
-    return hand_problem(scan, samples)
+    return problem_of(scan, samples)
 
 
 def test_step_is_the_gradient_of_the_misfit_by_finite_differences() -> None:
@@ -57,7 +57,7 @@ def test_step_is_the_gradient_of_the_misfit_by_finite_differences() -> None:
 def test_data_step_lowers_the_energy_whatever_its_weight(weight: float, level: float) -> None:
     """The longest step allowed does not overshoot where D changes nothing (level 0.002), nor where it shrinks."""
     scan, _ = gaussian_scan(False)
-    problem, prior = hand_problem(scan, 4), GaussianPrior()
+    problem, prior = problem_of(scan, 4), GaussianPrior()
     x = problem.noise()
     denoised, step = data_step(problem, prior, x, level, weight)  # type: ignore[arg-type]
     before = (problem.model(denoised) - problem.kspace).norm(dim=(-2, -1)).square().sum(-1)
@@ -73,7 +73,7 @@ def test_step_moves_a_pixel_as_far_in_any_size() -> None:
         maps = torch.ones(1, 8 * copies, 8 * copies, dtype=torch.complex64)
         mask = torch.ones(8 * copies, 1, dtype=torch.bool)
         scan = Scan(SenseModel(maps, mask)(image), mask, maps, 0.1)
-        problem = hand_problem(scan, 1)
+        problem = problem_of(scan, 1)
         steps.append(data_step(problem, GaussianPrior(), torch.zeros_like(image)[None], 0.1, 10.0)[1])  # type: ignore[arg-type]
     torch.testing.assert_close(steps[1][:, :8, :8], steps[0], rtol=1e-4, atol=1e-6)
 
@@ -104,7 +104,7 @@ def test_noise_put_back_keeps_the_prior_s_variance() -> None:
     Euler's steps lose variance, a twentieth of it at 400 steps; 8 * 576 draws have an error of 2 %.
     """
     scan, _ = gaussian_scan()
-    problem = hand_problem(scan, 8)
+    problem = problem_of(scan, 8)
     empty = SenseModel(problem.model.maps, torch.zeros(16, 1))
     problem = Problem(empty, problem.kspace * 0, problem.adjoint * 0, 1.0, problem.start, 8, problem.generator)
     for churn in (0.0, 40.0):

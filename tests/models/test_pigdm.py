@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gaussian import SD, GaussianPrior, gaussian_scan, posterior_mean
-from posterior_checks import check_posterior, hand_problem, silent
+from gaussian import SD, GaussianPrior, gaussian_scan, posterior_mean, problem_of
+from posterior_checks import check_posterior, silent
 from pydantic import ValidationError
 from scanprior.models import pigdm as module
 from scanprior.models import posterior as posterior_module
@@ -19,7 +19,7 @@ EXACT = PiGDMSettings(steps=120, sigma_start=3.0, sigma_end=0.01, cg_iterations=
 def test_guided_denoiser_is_the_posterior_mean_given_the_noisy_image(line_mask: bool, level: float) -> None:
     """(A^H A / s_y^2 + 1 / sd^2 + 1 / s^2) E = A^H y / s_y^2 + x / s^2: no weight, no approximation."""
     scan, _ = gaussian_scan(line_mask)
-    problem = hand_problem(scan, 3)
+    problem = problem_of(scan, 3)
     x = level * problem.noise()
     settings = EXACT.model_copy(update={"cg_iterations": 100})
     found = module.posterior_mean(problem, GaussianPrior(), x, level, settings)  # type: ignore[arg-type]
@@ -32,13 +32,13 @@ def test_guided_denoiser_is_the_posterior_mean_given_the_noisy_image(line_mask: 
 def test_mean_and_variance_are_the_posteriors(line_mask: bool, real: bool) -> None:
     """Bias: a step of first order drops a variance of about the levels' ratio less one, ln(300) / 119 = 5 %."""
     scan, _ = gaussian_scan(line_mask, real=real)
-    check_posterior(sample_pigdm(hand_problem(scan, 48), GaussianPrior(), EXACT, silent), scan, bias=0.06)
+    check_posterior(sample_pigdm(problem_of(scan, 48), GaussianPrior(), EXACT, silent), scan, bias=0.06)
 
 
 def test_the_bias_of_the_steps_goes_away_with_them() -> None:
     """A lone pixel without data: variance is lost in proportion to the logarithmic step."""
     scan, _ = gaussian_scan()
-    problem = hand_problem(scan, 64)
+    problem = problem_of(scan, 64)
     empty = type(problem)(
         problem.model, problem.kspace * 0, problem.adjoint * 0, 1e6, problem.start, 64, problem.generator
     )
@@ -56,7 +56,7 @@ def test_deterministic_samples_keep_the_mean() -> None:
     """`eta` 0 forgets its start as sd / sigma_start only: 0.3 %."""
     scan, _ = gaussian_scan()
     settings = EXACT.model_copy(update={"eta": 0.0, "sigma_start": 80.0, "steps": 80})
-    samples = sample_pigdm(hand_problem(scan, 64), GaussianPrior(), settings, silent)  # type: ignore[arg-type]
+    samples = sample_pigdm(problem_of(scan, 64), GaussianPrior(), settings, silent)  # type: ignore[arg-type]
     check_posterior(samples, scan, bias=0.08)
     wanted = posterior_mean(scan, SD**2)
     assert float((samples.mean(0) - wanted).abs().square().mean().sqrt()) < 0.05

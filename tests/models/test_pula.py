@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-from gaussian import SD, GaussianPrior, gaussian_scan
-from posterior_checks import check_posterior, hand_problem, silent, whitened
+from gaussian import SD, GaussianPrior, gaussian_scan, problem_of
+from posterior_checks import check_posterior, silent, whitened
 from pydantic import ValidationError
 from scanprior.models.pula import PULASettings, langevin_step, pula, sample_pula
 
@@ -20,7 +20,7 @@ EXACT = PULASettings(
 def test_mean_and_variance_are_the_posteriors(line_mask: bool, real: bool) -> None:
     """Bias: what the data leave open settles as s falls, its variance to (0.01 / 0.3)^2 of sd^2 and a few per cent."""
     scan, _ = gaussian_scan(line_mask, real=real)
-    samples = sample_pula(hand_problem(scan, 48), GaussianPrior(), EXACT, silent)  # type: ignore[arg-type]
+    samples = sample_pula(problem_of(scan, 48), GaussianPrior(), EXACT, silent)  # type: ignore[arg-type]
     check_posterior(samples, scan, bias=0.04)
 
 
@@ -33,7 +33,7 @@ def test_a_step_keeps_its_target(step: float) -> None:
     scan, _ = gaussian_scan(False)
     level = 0.2
     blurred = (SD**2 + level**2) ** 0.5
-    problem = hand_problem(scan, 128)
+    problem = problem_of(scan, 128)
     noise = problem.data_variance**0.5
     ridge = problem.data_variance / blurred**2
     rhs = problem.adjoint + noise * problem.model.H(problem.kspace_noise()) + ridge * blurred * problem.noise()
@@ -58,7 +58,7 @@ def test_tight_spread_is_too_narrow_for_a_gaussian_by_no_more_than_it_says() -> 
     scan, _ = gaussian_scan(False)
     settings = EXACT.model_copy(update={"step": 1.0, "spread": "tight", "levels": 30})
     z = torch.view_as_real(
-        whitened(sample_pula(hand_problem(scan, 24), GaussianPrior(), settings, silent), scan)  # type: ignore[arg-type]
+        whitened(sample_pula(problem_of(scan, 24), GaussianPrior(), settings, silent), scan)  # type: ignore[arg-type]
     )
     for half in (z[:, :144], z[:, 144:]):
         variance = float(half.var(0).mean())
@@ -69,7 +69,7 @@ def test_tight_spread_is_too_narrow_for_a_gaussian_by_no_more_than_it_says() -> 
 def test_a_step_without_noise_lowers_the_energy() -> None:
     """Of a problem whose noise is drawn as zero: -log of the level's target falls, down to its minimum."""
     scan, _ = gaussian_scan()
-    problem = hand_problem(scan, 2)
+    problem = problem_of(scan, 2)
 
     class Silent(type(problem)):  # type: ignore[misc]
         def _normal(self, shape: torch.Size) -> torch.Tensor:
