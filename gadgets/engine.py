@@ -120,7 +120,7 @@ class Engine:
             return self._priors[key]
 
     def warm_up(self, recipe: Recipe | None = None) -> float:
-        """Load the prior and reconstruct a small scan, so that the first real one does not wait; in seconds."""
+        """Load the prior and reconstruct a small scan in few steps, so that no real one waits for it; in seconds."""
         recipe = recipe or self.default
         began = time.perf_counter()
 
@@ -131,7 +131,7 @@ class Engine:
             kspace = torch.view_as_complex(torch.randn(4, 64, 64, 2, generator=generator)).to(device)
             mask = torch.ones(64, 1, dtype=torch.bool, device=device)
             scan = Scan(kspace, mask, maps, 2**0.5)
-            METHODS[recipe.method].run(scan, self.prior(recipe), recipe.method_settings)
+            METHODS[recipe.method].run(scan, self.prior(recipe), recipe.method_settings.brief())
 
         self.worker.submit(run).result()
         return time.perf_counter() - began

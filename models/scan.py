@@ -67,3 +67,8 @@ class Settings(BaseModel):
     """Base of every method's settings: unknown keys are errors, values are checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def brief(self) -> Settings:
+        """These settings with as few noise levels as still run all of the method's code: for a warm-up."""
+        fewer = {name: 2 for name in ("steps", "levels") if getattr(self, name, 0) > 2}
+        return self.model_copy(update=fewer)
