@@ -21,7 +21,7 @@ class DDSSettings(SamplerSettings):
 
     steps: int = Field(30, ge=2, le=1000, description="network evaluations a sample (NFE)")
     eta: float = Field(1.0, ge=0, le=1, description="share of fresh noise in each step; 0 is deterministic")
-    sigma_end: float = Field(0.025, gt=0, description="last noise level: about that of the images themselves")
+    sigma_end: float = Field(0.0125, gt=0, description="last noise level: below that of the images themselves")
     cg_iterations: int = Field(4, ge=1, le=100, description="CG iterations of the data consistency")
     max_ratio: float = Field(50.0, gt=0, description="cap of the prior's variance over that of the data")
 

@@ -65,6 +65,9 @@ class SamplerSettings(Settings):
     )
     start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the CG-SENSE image to begin with")
     seed: int = Field(0, ge=0, description="seed of all draws; the same on every device")
+    std_factor: float = Field(
+        1.0, gt=0, le=100, description="the standard deviation is multiplied by this: a calibration (docs/uncertainty.md)"
+    )
 
     def images_per_sample(self, coils: int) -> int:
         """How many images are kept for one sample while it is drawn, by which a volume is cut to fit into memory."""
@@ -195,7 +198,7 @@ def sample_posterior(
                 f"{method}: a sample is not finite; the settings make it diverge (steps or levels too far)"
             )
         images.append(samples.mean(0))
-        spreads.append(samples.abs().std(0) if settings.samples > 1 else None)
+        spreads.append(settings.std_factor * samples.abs().std(0) if settings.samples > 1 else None)
     std = torch.cat([spread for spread in spreads if spread is not None]) if settings.samples > 1 else None
     info = {
         "method": method,
@@ -203,6 +206,7 @@ def sample_posterior(
         "nfe": counted.calls // (len(pieces) * settings.samples),
         "samples": settings.samples,
         "start": settings.start,
+        "std_factor": settings.std_factor,
         "scale": scale,
         "seconds": time.perf_counter() - began,
     }

@@ -120,3 +120,15 @@ def test_levels_that_the_prior_has_not_seen_are_refused() -> None:
     prior.sigma_min = 0.1
     with pytest.raises(ValueError, match=r"prior .gaussian. was trained from 80 to 0\.1"):
         dds(scan, prior, DDSSettings())  # type: ignore[arg-type]
+
+
+def test_calibration_widens_the_standard_deviation_alone() -> None:
+    scan, _ = gaussian_scan()
+    settings = DDSSettings(steps=4, samples=3)
+    plain = dds(scan, GaussianPrior(), settings)  # type: ignore[arg-type]
+    wide = dds(scan, GaussianPrior(), settings.model_copy(update={"std_factor": 2.5}))  # type: ignore[arg-type]
+    assert torch.equal(plain.image, wide.image)
+    assert plain.std is not None
+    assert wide.std is not None
+    torch.testing.assert_close(wide.std, 2.5 * plain.std)
+    assert wide.info["std_factor"] == 2.5

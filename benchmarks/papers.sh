@@ -1,0 +1,68 @@
+#!/bin/bash
+# The papers' findings and the choice of the default, by `scanprior evaluate`; benchmarks/papers.md tells what came out.
+#
+#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice default langevin score_mri magnitude spread]
+#
+# Without arguments all parts. A part that was cut goes on when started again. Weights of the baselines are tuned on
+# training images wherever they are compared; `choice` looks at training images only, the others at test images.
+set -euo pipefail
+DATA=${DATA:-../shared/data}
+OUT=${OUT:-runs/papers}
+COMMON=(--precision "${PRECISION:-bfloat16}" --threads "${THREADS:-1}" --seed 0)
+T1=$DATA/test/axial_t1_192.npz
+T2=$DATA/test/axial_t2_0p45mm_512x480.npz
+evaluate() { scanprior evaluate "${COMMON[@]}" "$@"; }
+
+# quality against NFE on training images: what the default sampler is chosen by
+choice() {
+  local curve=dds:steps=5,samples=4
+  local steps
+  for steps in 10 20 50 100; do curve+=,dds:steps=$steps,samples=4; done
+  for steps in 5 10 25 50; do curve+=,daps:steps=$steps,samples=4; done
+  for steps in 5 12 25; do curve+=,pula:levels=$steps,samples=4; done
+  for steps in 10 20 50; do curve+=,pigdm:steps=$steps,samples=4; done
+  for set in axial_t1_192 axial_t2_0p43mm_512x384; do
+    evaluate --data "$DATA/train/$set.npz" --methods "$curve" --masks gaussian-1d --r 4,8 --images 2 --size 128 \
+      --out "$OUT/choice_$set"
+  done
+}
+
+# the default against tuned baselines, T1 and T2 test slices
+default() {
+  evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 \
+    --methods sense,l1-wavelet,tv,dds:steps=20 --masks gaussian-1d,uniform-1d --r 4,8 --images 4 --out "$OUT/default_t1"
+  evaluate --data "$T2" --tune-on "$DATA/train/axial_t2_0p43mm_512x384.npz" --tune-images 2 --size 256 \
+    --methods sense,l1-wavelet,tv,dds:steps=20 --masks gaussian-1d,uniform-1d --r 4,8 --images 4 --out "$OUT/default_t2"
+}
+
+# paper 2: pseudo-inverse guidance against Langevin, R = 2 to 16
+langevin() {
+  evaluate --data "$T1" --methods langevin:samples=1,pigdm:samples=1,dds:steps=20,samples=1,dds:steps=20 --coils 4 \
+    --masks gaussian-2d --r 2,4,8,16 --images 3 --size 128 --out "$OUT/langevin"
+}
+
+# paper 5: Score-MRI against TV, hybrid, CCDF; and the default against its 500 steps
+score_mri() {
+  local methods=tv,pc:samples=1,pc-ccdf:samples=1,pc-ccdf:samples=1,algorithm=coils,pc-ccdf:samples=1,algorithm=hybrid
+  methods+=,dds:steps=20
+  evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --methods "$methods" --coils 4 \
+    --masks uniform-1d,gaussian-1d --r 4,8 --images 2 --size 128 --out "$OUT/score_mri_lines"
+  evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --methods "$methods" --coils 4 \
+    --masks gaussian-2d,poisson-2d --r 8,15 --images 2 --size 128 --out "$OUT/score_mri_points"
+}
+
+# papers 1 and 5: a magnitude-only prior on complex data
+magnitude() {
+  evaluate --data "$T1" --methods sense,tv,dds:steps=20,prior=magnitude,dds:steps=20,pc-ccdf:samples=1,prior=magnitude \
+    --masks gaussian-1d --r 4 --images 3 --size 128 --out "$OUT/magnitude"
+}
+
+# Fig. 8 of paper 5 and the calibration: the standard deviation against R and against the error
+spread() {
+  evaluate --data "$T1" --methods dds,daps,pula --masks gaussian-1d,gaussian-2d --r 2,4,8,12 --images 2 --size 144 \
+    --out "$OUT/spread"
+}
+
+for part in "${@:-choice default langevin score_mri magnitude spread}"; do
+  for name in $part; do "$name"; done
+done
