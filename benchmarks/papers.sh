@@ -1,7 +1,7 @@
 #!/bin/bash
 # The papers' findings and the choice of the default, by `scanprior evaluate`; benchmarks/papers.md tells what came out.
 #
-#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice default langevin score_mri magnitude spread]
+#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_slow default langevin score_mri magnitude spread]
 #
 # Without arguments all parts. A part that was cut goes on when started again. Weights of the baselines are tuned on
 # training images wherever they are compared; `choice` looks at training images only, the others at test images.
@@ -25,6 +25,16 @@ choice() {
     evaluate --data "$DATA/train/$set.npz" --methods "$curve" --masks gaussian-1d --r 4,8 --images 2 --size 128 \
       --out "$OUT/choice_$set"
   done
+}
+
+# settings of the slow samplers, on training images too
+choice_slow() {
+  local methods=langevin:samples=1,step=0.1 value
+  for value in 0.2 0.5; do methods+=,langevin:samples=1,step=$value; done
+  for value in 0.2 0.5 1.0; do methods+=,pc:samples=1,lam=$value; done
+  methods+=,pc:samples=1,lam=1.0,sigma_end=0.01
+  evaluate --data "$DATA/train/axial_t1_192.npz" --methods "$methods" --masks gaussian-1d --r 4 --images 2 --size 96 \
+    --out "$OUT/choice_slow"
 }
 
 # the default against tuned baselines, T1 and T2 test slices
@@ -63,6 +73,6 @@ spread() {
     --out "$OUT/spread"
 }
 
-for part in "${@:-choice default langevin score_mri magnitude spread}"; do
+for part in "${@:-choice choice_slow default langevin score_mri magnitude spread}"; do
   for name in $part; do "$name"; done
 done

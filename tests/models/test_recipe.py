@@ -171,4 +171,4 @@ def test_another_device() -> None:
 
 def test_noise_levels_of_dds_fall() -> None:
     wrong = {"method": "dds", "prior": "small", "settings": {"sigma_start": 0.01}}
-    assert "sigma_end (0.025) must be below sigma_start (0.01)" in message(wrong)
+    assert "sigma_end (0.0125) must be below sigma_start (0.01)" in message(wrong)
