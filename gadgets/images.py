@@ -70,7 +70,8 @@ def make_images(
     image
         (y, x), or (x, z, y) for a volume, complex, as reconstructed from `problem`.
     std
-        The same shape, real; or None.
+        The same shape, real; or None. Where the notes of `problem` tell of a `partial_fourier_filling`, it is of the
+        image before that, and its meta says so.
     info
         `Reconstruction.info`.
     complex_image
@@ -95,10 +96,12 @@ def make_images(
         if not np.isfinite(array).all():
             raise ValueError(f"the {name} of {problem.key} has values that are not finite")
     method = str(info.get("method", "recon"))
-    steps = history(info, problem.notes)
+    made = history(info, problem.notes)
     pixels = fit_recon_matrix(assemble(image, problem.volume), encoding)
 
-    def message(array: np.ndarray, series: int, letter: str, suffix: str, comment: str) -> Image:
+    def message(
+        array: np.ndarray, series: int, letter: str, suffix: str, comment: str, steps: list[str] = made
+    ) -> Image:
         head = image_header(array, source, encoding, series=series, index=index)
         meta = image_meta(
             quantitative=letter == "STD", letter=letter, suffix=suffix, comment=comment, steps=steps, head=head,
@@ -115,8 +118,11 @@ def make_images(
         images = [message(magnitude, IMAGE_SERIES, "M", method, f"Scanprior {method}")]
     if std is not None:
         deviation = fit_recon_matrix(assemble(std, problem.volume), encoding)
-        comment = f"Scanprior {method}: standard deviation of the magnitude"
-        images.append(message(deviation, STD_SERIES, "STD", method + "_std", comment))
+        comment, steps = f"Scanprior {method}: standard deviation of the magnitude", made
+        if filling := problem.notes.get("partial_fourier_filling"):
+            comment += f" before {filling}"
+            steps = [*made, f"standard deviation of the image before {filling}, which it did not pass through"]
+        images.append(message(deviation, STD_SERIES, "STD", method + "_std", comment, steps))
     return images
 
 

@@ -31,8 +31,17 @@ def acquired_ranges(problem: Problem) -> tuple[Range, Range]:
     return rows, columns
 
 
+def fills(problem: Problem, method: str) -> bool:
+    """Whether `complete` changes the image: it is asked for, and the scan is asymmetric."""
+    return method != "zero-fill" and bool(_asymmetric_axes(acquired_ranges(problem), problem))
+
+
 def complete(image: np.ndarray, problem: Problem, method: str = "zero-fill", iterations: int = 10) -> np.ndarray:
     """Image with the missing part of k-space filled in.
+
+    Not for a map of the standard deviation: what a filling makes of errors depends on how those of different pixels go
+    together (homodyne weighs k-space by up to 2 and keeps the real part, POCS is not even linear), and a map of pixels
+    does not hold that. Such a map stays as it is, and its meta says that it is of the image before.
 
     Parameters
     ----------
@@ -55,7 +64,7 @@ def complete(image: np.ndarray, problem: Problem, method: str = "zero-fill", ite
         raise ValueError(f"partial Fourier method {method!r}, expected one of {', '.join(METHODS)}")
     ranges = acquired_ranges(problem)
     sizes = image.shape[-2:]
-    asymmetric = [axis for axis in (0, 1) if ranges[axis] != (0, sizes[axis])]
+    asymmetric = _asymmetric_axes(ranges, problem)
     if method == "zero-fill" or not asymmetric:
         return image
     measured = fft(image, (-2, -1))
@@ -73,6 +82,10 @@ def complete(image: np.ndarray, problem: Problem, method: str = "zero-fill", ite
         kspace = np.where(known, measured, fft(np.abs(estimate) * phase, (-2, -1)))
         estimate = ifft(kspace, (-2, -1))
     return estimate.astype(np.complex64)
+
+
+def _asymmetric_axes(ranges: tuple[Range, Range], problem: Problem) -> list[int]:
+    return [axis for axis in (0, 1) if ranges[axis] != (0, problem.kspace.shape[axis - 2])]
 
 
 def _range(sampled: np.ndarray, size: int) -> Range:

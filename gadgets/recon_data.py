@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -22,17 +22,26 @@ class Buffer(Protocol):
     headers: np.ndarray
 
 
-def slices_from_recon(data: Buffer, reference: Buffer | None, encoding: Encoding) -> Iterator[SliceData]:
+def slices_from_recon(
+    data: Buffer, reference: Buffer | None, encoding: Encoding, refuse: Callable[[Key, ScanError], None]
+) -> Iterator[SliceData]:
     """The slices of one recon bit, those of a location together.
 
     Lines are placed by their headers' counters, not by their place in the array, which a reference may have cut short.
     With embedded calibration, reference lines that the data lack belong to the same scan and are put into them, as
     the sorter does. Columns that are zero at the ends of all lines are taken as not acquired (asymmetric echo).
 
+    Parameters
+    ----------
+    refuse
+        Called for a slice that cannot be used, with its key as its headers have it, and what is wrong with it or with
+        its reference: counters outside the header's limits, lines outside the matrix, samples that are not finite. It
+        is left out, and the next follows.
+
     Raises
     ------
     ScanError
-        The array and its headers do not fit each other or the MRD header, or samples are not finite.
+        The array and its headers do not fit each other or the MRD header: none of its slices can be used.
     """
     for buffer, name in ((data, "data"), (reference, "reference")):
         if buffer is not None:
@@ -43,9 +52,15 @@ def slices_from_recon(data: Buffer, reference: Buffer | None, encoding: Encoding
     for location in range(locations):
         for s in range(sets_s):
             for n in range(sets_n):
-                lines = _lines(data, (n, s, location), encoding)
-                if lines is not None:
-                    yield _slice(lines, data, reference, (n, s, location), encoding)
+                heads = _acquired_heads(data, (n, s, location))
+                if not len(heads):
+                    continue
+                try:
+                    found = _slice(data, reference, (n, s, location), encoding)
+                except ScanError as error:
+                    refuse(_key(heads[0]), error)
+                else:
+                    yield found
 
 
 def acquisitions_from_bucket(data: Sequence[Acquisition], reference: Sequence[Acquisition]) -> list[Acquisition]:
@@ -76,33 +91,49 @@ def _check(buffer: Buffer, name: str, encoding: Encoding) -> None:
     widths = (encoding.encoded.matrix[0], encoding.readout_cropped)
     if shape[0] not in widths and (name == "data" or shape[0] > widths[0]):
         raise ScanError(f"recon {name} have readouts of {shape[0]} samples, the header says {widths[0]} or {widths[1]}")
-    if not np.isfinite(buffer.data).all():
-        raise ScanError(f"recon {name} have samples that are not finite (NaN or infinite)")
+    if name == "reference" and 0 in shape[4:]:
+        raise ScanError(f"recon reference are {shape}, expected 1 or more of N, S and LOC")
 
 
-def _lines(buffer: Buffer, which: tuple[int, int, int], encoding: Encoding) -> _Lines | None:
+def _key(head: np.void) -> Key:
+    return Key(*(int(head["idx"][name]) for name in Key._fields))
+
+
+def _own(buffer: Buffer, which: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Where a buffer holds image (n, s, location): a reference may hold fewer, the last for all others."""
     n, s, location = (min(index, size - 1) for index, size in zip(which, buffer.data.shape[4:], strict=True))
-    heads = buffer.headers[:, :, n, s, location]
-    e1, e2 = np.nonzero(heads["number_of_samples"] > 0)
+    return n, s, location
+
+
+def _acquired_heads(buffer: Buffer, which: tuple[int, int, int]) -> np.ndarray:
+    heads = buffer.headers[(slice(None), slice(None), *_own(buffer, which))]
+    return heads[heads["number_of_samples"] > 0]
+
+
+def _lines(buffer: Buffer, name: str, which: tuple[int, int, int], encoding: Encoding) -> _Lines | None:
+    n, s, location = _own(buffer, which)
+    e1, e2 = np.nonzero(buffer.headers[:, :, n, s, location]["number_of_samples"] > 0)
     if not len(e1):
         return None
-    heads = heads[e1, e2]
+    heads = _acquired_heads(buffer, which)
     step_1, step_2 = heads["idx"]["kspace_encode_step_1"], heads["idx"]["kspace_encode_step_2"]
     kz = np.array([encoding.position(2, int(step)) for step in step_2])
     ky = np.array([encoding.position(1, int(step)) for step in step_1])
     _, size_y, size_z = encoding.encoded.matrix
     if ky.min() < 0 or ky.max() >= size_y or kz.min() < 0 or kz.max() >= size_z:
         raise ScanError(
-            f"recon data have lines at ky {ky.min()}..{ky.max()}, kz {kz.min()}..{kz.max()}, "
+            f"recon {name} have lines at ky {ky.min()}..{ky.max()}, kz {kz.min()}..{kz.max()}, "
             f"outside the encoded matrix of {size_y} x {size_z}"
         )
     samples = buffer.data[:, :, :, :, n, s, location][:, e1, e2]  # (RO, line, CHA)
+    if not np.isfinite(samples).all():
+        raise ScanError(f"recon {name} have samples that are not finite (NaN or infinite)")
     return _Lines(np.stack([kz, ky], 1), np.moveaxis(samples, -1, 0).swapaxes(1, 2), heads)
 
 
-def _slice(
-    lines: _Lines, data: Buffer, reference: Buffer | None, which: tuple[int, int, int], encoding: Encoding
-) -> SliceData:
+def _slice(data: Buffer, reference: Buffer | None, which: tuple[int, int, int], encoding: Encoding) -> SliceData:
+    lines = _lines(data, "data", which, encoding)
+    assert lines is not None  # whoever asks has seen their headers
     width = data.data.shape[0]
     _, size_y, size_z = encoding.encoded.matrix
     kspace = np.zeros((lines.samples.shape[0], size_z, size_y, width), np.complex64)
@@ -111,7 +142,7 @@ def _slice(
     counts[lines.at[:, 0], lines.at[:, 1]] = 1
 
     acs = None
-    extra = _lines(reference, which, encoding) if reference is not None else None
+    extra = _lines(reference, "reference", which, encoding) if reference is not None else None
     heads = lines.heads
     if extra is not None:
         extra.samples = resize(extra.samples, -1, width)
@@ -128,8 +159,11 @@ def _slice(
         for idx in heads["idx"]
     ]
     head = heads[int(np.argmin(distance))]
-    idx, stamps = head["idx"], heads["acquisition_time_stamp"]
-    key = Key(*(int(idx[name]) for name in Key._fields))
+    key, stamps = _key(head), heads["acquisition_time_stamp"]
+    for name, value in key._asdict().items():
+        limit = encoding.limits[name]
+        if not limit.minimum <= value <= limit.maximum:
+            raise ScanError(f"recon data have {name} {value}, the header allows {limit.minimum} to {limit.maximum}")
     return SliceData(
         key, kspace, counts, _acquired(lines.samples), acs, key, head, (int(stamps.min()), int(stamps.max())),
         float(head["sample_time_us"]), int(counts.sum()),

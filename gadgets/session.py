@@ -26,7 +26,7 @@ from .images import make_images
 from .link import Send, Tell
 from .mrd import Acquisition, Bucket, Image, ReconData
 from .noise import Noise, Whitening, estimate_noise
-from .partial_fourier import complete
+from .partial_fourier import complete, fills
 from .preparation import Problem, calibration_kspace, prepare, prepare_acs, whitening_for
 from .recon_data import acquisitions_from_bucket, slices_from_recon
 from .slices import AcsReady, Event, Key, SliceData
@@ -109,7 +109,8 @@ class ScanSession:
         """Take an acquisition, or what Gadgetron's gadgets made of acquisitions.
 
         One that contradicts the header is left out, which `close` and the history of its image will tell: what came
-        before is kept, and the next can be fed.
+        before is kept, and the next can be fed. Of recon data a slice that cannot be used is left out whole, and
+        `close` tells it; the other slices of the message are made.
         """
         if isinstance(message, Acquisition):
             self._add(message)
@@ -120,7 +121,7 @@ class ScanSession:
         else:
             for bit in message.bits:
                 try:
-                    for data in slices_from_recon(bit.data, bit.reference, self.encoding):
+                    for data in slices_from_recon(bit.data, bit.reference, self.encoding, self._fail):
                         self._slice_ready(data)
                 except ScanError as error:
                     self._note(str(error))
@@ -255,7 +256,7 @@ class ScanSession:
             del self._jobs[job]
             self._room.notify_all()
 
-    # -- the worker's thread ------------------------------------------------------------------------------------
+    # -- either thread ------------------------------------------------------------------------------------------
 
     def _fail(self, key: Key, error: Exception) -> None:
         if not isinstance(error, ValueError):
@@ -276,6 +277,8 @@ class ScanSession:
                 befallen.keys.append(key)
         if first:
             log.error("%s", failure if key is None else f"{key}: {failure}")
+
+    # -- the worker's thread ------------------------------------------------------------------------------------
 
     def _compression(self, data: SliceData, whitening: Whitening) -> Compression | None:
         wanted = self.recipe.compression
@@ -336,6 +339,8 @@ class ScanSession:
         self._go_on()
         result = self._run_method(problem, maps)
         image = complete(result.image.cpu().numpy(), problem, self.recipe.partial_fourier)
+        if fills(problem, self.recipe.partial_fourier):
+            problem.notes["partial_fourier_filling"] = self.recipe.partial_fourier
         std = result.std.cpu().numpy() if result.std is not None and self.recipe.outputs.std else None
         self._index += 1
         images = make_images(

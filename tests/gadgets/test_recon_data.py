@@ -6,6 +6,7 @@ import gzip
 import io
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,12 +50,21 @@ def buffer(read: Any) -> Any:
     return SimpleNamespace(data=read.data, headers=heads(read.headers)) if read is not None else None
 
 
+def slices_of(data: Any, reference: Any, encoding: Encoding) -> list[SliceData]:
+    """The slices of a recon bit, none of which may be refused."""
+
+    def refuse(key: Key, error: ScanError) -> None:
+        raise AssertionError(f"{key} is refused: {error}")
+
+    return list(slices_from_recon(data, reference, encoding, refuse))
+
+
 def recon_slices(case: str) -> tuple[Encoding, list[SliceData]]:
     encoding, stream = messages(case, 1023)
     found: list[SliceData] = []
     while struct.unpack("<H", stream.read(2))[0] == 1023:
         for bit in read_recon_data(stream):
-            found += slices_from_recon(buffer(bit.data), buffer(bit.ref), encoding)
+            found += slices_of(buffer(bit.data), buffer(bit.ref), encoding)
     return encoding, found
 
 
@@ -129,25 +139,92 @@ def read_bucket_without_waveforms(stream: io.BytesIO) -> Any:
     return bucket
 
 
-def test_contradictions_are_named() -> None:
+def first_bit() -> tuple[Encoding, Any, Any]:
+    """Of a recorded stream the first recon bit: header, data, reference."""
     encoding, stream = messages("gt_recondata_to_images", 1023)
     stream.read(2)
     bit = read_recon_data(stream).bits[0]
-    data, reference = buffer(bit.data), buffer(bit.ref)
+    return encoding, buffer(bit.data), buffer(bit.ref)
+
+
+def test_what_spoils_the_whole_message_is_raised() -> None:
+    encoding, data, reference = first_bit()
     with pytest.raises(ScanError, match="headers should be"):
-        list(slices_from_recon(SimpleNamespace(data=data.data, headers=data.headers[:-1]), None, encoding))
+        slices_of(SimpleNamespace(data=data.data, headers=data.headers[:-1]), None, encoding)
     with pytest.raises(ScanError, match="readouts of 60 samples, the header says 128 or 64"):
-        list(slices_from_recon(SimpleNamespace(data=data.data[:60], headers=data.headers), None, encoding))
+        slices_of(SimpleNamespace(data=data.data[:60], headers=data.headers), None, encoding)
     with pytest.raises(ScanError, match="6 axes, expected 7"):
-        list(slices_from_recon(SimpleNamespace(data=data.data[..., 0], headers=data.headers), None, encoding))
+        slices_of(SimpleNamespace(data=data.data[..., 0], headers=data.headers), None, encoding)
     short = SimpleNamespace(data=reference.data[:, :, :, :3], headers=reference.headers)
     with pytest.raises(ScanError, match="have 4 channels, their reference 3"):
-        list(slices_from_recon(data, short, encoding))
+        slices_of(data, short, encoding)
+    empty = SimpleNamespace(data=reference.data[..., :0], headers=reference.headers[..., :0])
+    with pytest.raises(ScanError, match="expected 1 or more of N, S and LOC"):
+        slices_of(data, empty, encoding)
+
+
+def locations(buffer: Any, number: int) -> Any:
+    """As many copies of a buffer's first location, each a slice of its own, from 0."""
+    data, headers = (np.repeat(array[..., :1], number, -1) for array in (buffer.data, buffer.headers))
+    headers["idx"]["slice"] = np.arange(number)
+    return SimpleNamespace(data=data, headers=headers)
+
+
+def sampled_lines(buffer: Any) -> np.ndarray:
+    return np.flatnonzero(buffer.headers["number_of_samples"][:, 0, 0, 0, 0] > 0)
+
+
+def spoil_samples(data: Any, reference: Any) -> None:
+    data.data[3, sampled_lines(data)[0], ..., 1] = np.nan
+
+
+def spoil_reference(data: Any, reference: Any) -> None:
+    reference.data[3, sampled_lines(reference)[0], ..., 1] = np.inf
+
+
+def spoil_lines(data: Any, reference: Any) -> None:
+    data.headers["idx"]["kspace_encode_step_1"][..., 1] += 60
+
+
+def spoil_slice(data: Any, reference: Any) -> None:
+    data.headers["idx"]["slice"][..., 1] = 70
+
+
+@pytest.mark.parametrize(
+    ("spoil", "number", "told"),
+    [
+        (spoil_samples, 1, "recon data have samples that are not finite"),
+        (spoil_reference, 1, "recon reference have samples that are not finite"),
+        (spoil_lines, 1, "outside the encoded matrix of 64 x 1"),
+        (spoil_slice, 70, "recon data have slice 70, the header allows 0 to "),
+    ],
+)
+def test_a_bad_location_is_refused_alone(spoil: Any, number: int, told: str) -> None:
+    encoding, data, reference = first_bit()
+    limits = dict(encoding.limits)
+    limits["slice"] = replace(limits["slice"], minimum=0, maximum=2)
+    encoding = replace(encoding, limits=limits)
+    data, reference = locations(data, 3), locations(reference, 3)
+    whole = slices_of(data, reference, encoding)
+    spoil(data, reference)
+    refused: list[tuple[Key, ScanError]] = []
+    found = list(slices_from_recon(data, reference, encoding, lambda key, error: refused.append((key, error))))
+    assert [one.key.slice for one in found] == [0, 2]
+    for one, expected in zip(found, whole[::2], strict=True):
+        assert np.array_equal(one.kspace, expected.kspace)
+    [(key, error)] = refused
+    assert key.slice == number
+    assert told in str(error)
+
+
+def test_what_was_not_acquired_spoils_nothing() -> None:
+    encoding, data, _ = first_bit()
+    expected = slices_of(data, None, encoding)
+    unsampled = np.setdiff1d(np.arange(data.data.shape[1]), sampled_lines(data))
+    assert len(unsampled)
     spoiled = data.data.copy()
-    spoiled[3, 4] = np.nan
-    with pytest.raises(ScanError, match="not finite"):
-        list(slices_from_recon(SimpleNamespace(data=spoiled, headers=data.headers), None, encoding))
-    moved = data.headers.copy()
-    moved["idx"]["kspace_encode_step_1"] += 60
-    with pytest.raises(ScanError, match="outside the encoded matrix of 64 x 1"):
-        list(slices_from_recon(SimpleNamespace(data=data.data, headers=moved), None, encoding))
+    spoiled[:, unsampled] = np.nan
+    for one, other in zip(
+        slices_of(SimpleNamespace(data=spoiled, headers=data.headers), None, encoding), expected, strict=True
+    ):
+        assert np.array_equal(one.kspace, other.kspace)

@@ -15,7 +15,16 @@ from acquisitions import BOTH, CALIBRATION, LAST_IN_SLICE, acquisition, header_x
 from scanprior.gadgets import session as session_module
 from scanprior.gadgets.engine import Engine
 from scanprior.gadgets.errors import PeerGone, ScanError
-from scanprior.gadgets.mrd import Acquisition, Bucket, Image
+from scanprior.gadgets.mrd import (
+    ACQUISITION_HEADER,
+    SAMPLING_DESCRIPTION,
+    Acquisition,
+    Bucket,
+    Image,
+    ReconBit,
+    ReconBuffer,
+    ReconData,
+)
 from scanprior.gadgets.session import ScanSession
 from scanprior.gadgets.slices import Key
 from scanprior.models.methods import METHODS, Method
@@ -154,6 +163,103 @@ def test_a_bucket_is_its_acquisitions(engine: Engine) -> None:
     session.feed(Bucket(lines, [line for line in lines if line.is_flag_set(BOTH)], [], [], []))
     session.close()
     np.testing.assert_array_equal(bucketed[0].data, direct[0].data)
+
+
+def recon_buffer(slices: list[list[Acquisition]]) -> ReconBuffer:
+    """Slices as BucketToBuffer sorts them: one location each."""
+    data = np.zeros((SIZE, SIZE, 1, COILS, 1, 1, len(slices)), np.complex64)
+    headers = np.zeros((SIZE, 1, 1, 1, len(slices)), ACQUISITION_HEADER)
+    for location, lines in enumerate(slices):
+        for line in lines:
+            number = int(line.head["idx"]["kspace_encode_step_1"])
+            data[:, number, 0, :, 0, 0, location] = line.data.T
+            headers[number, 0, 0, 0, location] = line.head
+    return ReconBuffer(data, None, None, headers, np.zeros(1, SAMPLING_DESCRIPTION)[0])
+
+
+def recon_data(count: int) -> ReconData:
+    """A message with that many slices, and their calibration lines in its reference."""
+    slices = [slice_lines(1 + number, slice=number) for number in range(count)]
+    reference = [[line for line in lines if line.is_flag_set(BOTH)] for lines in slices]
+    return ReconData([ReconBit(recon_buffer(slices), recon_buffer(reference))])
+
+
+def test_a_bad_location_of_recon_data_takes_no_other_with_it(engine: Engine) -> None:
+    direct: list[Image] = []
+    session = begin(engine, direct)
+    feed(session, NOISE_SCAN)
+    for number in (0, 1, 2, 3):
+        feed(session, slice_lines(1 + number, slice=number))
+    session.close()
+
+    images: list[Image] = []
+    session = begin(engine, images)
+    feed(session, NOISE_SCAN)
+    message = recon_data(4)
+    message.bits[0].data.data[5, 8, ..., 1] = np.nan
+    message.bits[0].data.data[..., 2] = 0
+    session.feed(message)
+    told = told_by(session)
+    assert told.count("slice 1, repetition 0: recon data have samples that are not finite (NaN or infinite)") == 1
+    assert told.count("slice 2, repetition 0 has only zeros in its 18 lines") == 1
+    assert told.count("slice") == 2
+    assert [int(image.head["slice"]) for image in images] == [0, 3]
+    for image, other in zip(images, direct[::3], strict=True):
+        np.testing.assert_array_equal(image.data, other.data)
+
+
+def test_recon_data_that_are_all_bad_fail_once_and_the_next_scan_works(engine: Engine) -> None:
+    images: list[Image] = []
+    session = begin(engine, images)
+    feed(session, NOISE_SCAN)
+    message = recon_data(3)
+    message.bits[0].data.data[5, 8] = np.nan
+    session.feed(message)
+    assert told_by(session) == (
+        "recon data have samples that are not finite (NaN or infinite) "
+        "(3 images: slice 0, repetition 0; slice 1, repetition 0; slice 2, repetition 0)"
+    )
+    assert not images
+    session = begin(engine, images)
+    feed(session, NOISE_SCAN)
+    session.feed(recon_data(3))
+    session.close()
+    assert [int(image.head["slice"]) for image in images] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("filling", ["zero-fill", "pocs", "homodyne"])
+@pytest.mark.parametrize("first", [0, 6], ids=["whole", "partial"])
+def test_the_meta_say_what_partial_fourier_did(filling: str, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image is filled; the standard deviation is that of the image before, and says so."""
+    std = torch.linspace(0.1, 1, SIZE * SIZE).reshape(SIZE, SIZE)
+    original = METHODS["zero-filled"]
+
+    def run(scan: Scan, prior: None, settings: Settings, progress: Progress) -> Reconstruction:
+        result = original.run(scan, prior, settings, progress)
+        return Reconstruction(result.image, std, result.info)
+
+    monkeypatch.setitem(METHODS, "zero-filled", Method(run, original.settings, needs_noise=False))
+    found: dict[str, list[Image]] = {}
+    for asked in ("zero-fill", filling):
+        found[asked] = []
+        recipe = recipe_from({"name": "mine", "method": "zero-filled", "partial_fourier": asked}, "test")
+        mine = Engine(recipe, device="cpu")
+        try:
+            session = begin(mine, found[asked])
+            feed(session, [line for line in slice_lines() if int(line.head["idx"]["kspace_encode_step_1"]) >= first])
+            session.close()
+        finally:
+            mine.close()
+    image, deviation = found[filling]
+    filled = first > 0 and filling != "zero-fill"
+    assert np.array_equal(image.data, found["zero-fill"][0].data) is not filled
+    np.testing.assert_allclose(deviation.data[0, 0], std, rtol=1e-5)
+    for message in (image, deviation):
+        assert (f"partial fourier filling {filling}" in message.meta) is filled
+    assert "standard deviation" not in image.meta
+    told = f"standard deviation of the image before {filling}, which it did not pass through"
+    assert (told in deviation.meta) is filled
+    assert (f"standard deviation of the magnitude before {filling}<" in deviation.meta) is filled
 
 
 def test_refused_readouts_stand_in_the_history_of_their_own_image(engine: Engine) -> None:
