@@ -66,7 +66,10 @@ class SamplerSettings(Settings):
     start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the CG-SENSE image to begin with")
     seed: int = Field(0, ge=0, description="seed of all draws; the same on every device")
     std_factor: float = Field(
-        1.0, gt=0, le=100, description="the standard deviation is multiplied by this: a calibration (docs/uncertainty.md)"
+        1.0,
+        gt=0,
+        le=100,
+        description="the standard deviation is multiplied by this: a calibration (docs/uncertainty.md)",
     )
 
     def images_per_sample(self, coils: int) -> int:
