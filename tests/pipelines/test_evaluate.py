@@ -349,7 +349,7 @@ def test_methods_and_their_changes() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("grappa", "'grappa' is not known; there are: dds"),
+        ("grappa", "'grappa' is not known; there are: "),
         ("dds:stepz=3", r"unknown key 'settings.stepz'; there are: samples"),
         ("dds:steps=many", r"settings.steps: .*found 'many'"),
         ("dds:steps=[1", "the value of 'steps' is not YAML"),
