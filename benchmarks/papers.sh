@@ -40,9 +40,9 @@ choice_slow() {
 # the default against tuned baselines, T1 and T2 test slices
 default() {
   evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 \
-    --methods sense,l1-wavelet,tv,dds:steps=20 --masks gaussian-1d,uniform-1d --r 4,8 --images 4 --out "$OUT/default_t1"
+    --methods sense,l1-wavelet,tv,dds:steps=20 --masks gaussian-1d --r 4,8 --images 3 --out "$OUT/default_t1"
   evaluate --data "$T2" --tune-on "$DATA/train/axial_t2_0p43mm_512x384.npz" --tune-images 2 --size 256 \
-    --methods sense,l1-wavelet,tv,dds:steps=20 --masks gaussian-1d,uniform-1d --r 4,8 --images 4 --out "$OUT/default_t2"
+    --methods sense,l1-wavelet,tv,dds:steps=20 --masks gaussian-1d --r 4,8 --images 3 --out "$OUT/default_t2"
 }
 
 # paper 2: pseudo-inverse guidance against Langevin, R = 2 to 16
