@@ -148,7 +148,9 @@ def test_a_readout_that_does_not_fit_its_header_is_left_out(engine: Engine, tmp_
 
 
 COMMANDS = sorted(
-    str(command.name or command.callback.__name__.replace("_", "-")) for command in app.registered_commands if command.callback
+    str(command.name or command.callback.__name__.replace("_", "-"))
+    for command in app.registered_commands
+    if command.callback
 )
 run = CliRunner()
 
