@@ -48,7 +48,7 @@ default() {
 # paper 2: pseudo-inverse guidance against Langevin, R = 2 to 16
 langevin() {
   evaluate --data "$T1" --methods langevin:samples=1,pigdm:samples=1,dds:steps=20,samples=1,dds:steps=20 --coils 4 \
-    --masks gaussian-2d --r 2,4,8,16 --images 3 --size 128 --out "$OUT/langevin"
+    --masks gaussian-2d --r 2,4,8,16 --images 2 --size 128 --out "$OUT/langevin"
 }
 
 # paper 5: Score-MRI against TV, hybrid, CCDF; and the default against its 500 steps
