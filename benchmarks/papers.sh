@@ -1,7 +1,7 @@
 #!/bin/bash
 # The papers' findings and the choice of the default, by `scanprior evaluate`; benchmarks/papers.md tells what came out.
 #
-#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_slow default langevin score_mri magnitude spread]
+#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_slow default recorded langevin score_mri magnitude spread]
 #
 # Without arguments all parts. A part that was cut goes on when started again. Weights of the baselines are tuned on
 # training images wherever they are compared; `choice` looks at training images only, the others at test images.
@@ -45,6 +45,12 @@ default() {
     --methods sense,l1-wavelet,tv,dds:steps=20 --masks gaussian-1d --r 4,8 --images 3 --out "$OUT/default_t2"
 }
 
+# the shipped recipes on the recorded scan of R = 4, through the stream; benchmarks/recorded.py looks at all of them
+recorded() {
+  evaluate --data "$DATA/recorded/brain_t2_8ch_r4.h5" --truth "$DATA/recorded/brain_t2_8ch_truth.npz" \
+    --methods sense,l1-wavelet,tv,dds,dds:maps.crop=0,l1-wavelet:maps.crop=0,tv:maps.crop=0 --out "$OUT/recorded_r4"
+}
+
 # paper 2: pseudo-inverse guidance against Langevin, R = 2 to 16
 langevin() {
   evaluate --data "$T1" --methods langevin:samples=1,pigdm:samples=1,dds:steps=20,samples=1,dds:steps=20 --coils 4 \
@@ -73,6 +79,6 @@ spread() {
     --out "$OUT/spread"
 }
 
-for part in "${@:-choice choice_slow default langevin score_mri magnitude spread}"; do
+for part in "${@:-choice choice_slow default recorded langevin score_mri magnitude spread}"; do
   for name in $part; do "$name"; done
 done

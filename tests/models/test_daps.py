@@ -9,7 +9,6 @@ from posterior_checks import check_posterior, silent
 from pydantic import ValidationError
 from scanprior.models.daps import DAPSSettings, clean_image, daps, draw, sample_daps
 from scanprior.models.forward import SenseModel
-from scanprior.models.methods import METHODS, reconstruct
 from scanprior.models.posterior import conditional_variance, measured_variance
 from scanprior.models.scan import Scan
 from support import random_complex
@@ -102,17 +101,6 @@ def test_data_without_noise_are_followed_and_without_prior_knowledge_recovered()
     assert float((result.image - image).abs().max()) < 0.01
 
 
-def test_seed_decides_and_nfe_is_counted() -> None:
-    scan, _ = gaussian_scan()
-    prior = GaussianPrior()
-    settings = DAPSSettings(steps=7, ode_steps=3, samples=2)
-    first = daps(scan, prior, settings)  # type: ignore[arg-type]
-    assert prior.calls == first.info["nfe"] == 21
-    assert torch.equal(first.image, daps(scan, prior, settings).image)  # type: ignore[arg-type]
-    other = daps(scan, prior, settings.model_copy(update={"seed": 1}))  # type: ignore[arg-type]
-    assert not torch.equal(first.image, other.image)
-
-
 def test_wrong_settings() -> None:
     for wrong in ({"last": "median"}, {"ode_steps": 0}, {"tolerance": 1.0}, {"sigma_start": 0.01}, {"eta": 1}):
         with pytest.raises(ValidationError):
@@ -121,18 +109,3 @@ def test_wrong_settings() -> None:
     prior.sigma_min = 0.02
     with pytest.raises(ValueError, match=r"to sigma_end 0\.005 asked for; prior 'gaussian' was trained"):
         daps(gaussian_scan()[0], prior, DAPSSettings(ode_steps=5, sigma_end=0.025))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("method", ["daps", "pula", "pigdm"])
-def test_soft_sense_and_batches_keep_shapes(method: str) -> None:
-    scan, _ = gaussian_scan()
-    assert scan.maps is not None
-    two = Scan(scan.kspace, scan.mask, torch.stack([scan.maps, scan.maps.flip(-1) * 0.1]), scan.sigma)
-    several = Scan(scan.kspace.expand(3, -1, -1, -1), scan.mask, scan.maps.expand(3, -1, -1, -1), scan.sigma)
-    kind = METHODS[method].settings
-    settings = kind.model_validate({"samples": 2, "levels" if method == "pula" else "steps": 3})
-    for measured, shape in ((two, (16, 18)), (several, (3, 16, 18))):
-        result = reconstruct(method, measured, GaussianPrior(), settings)
-        assert result.image.shape == shape
-        assert result.std is not None
-        assert result.std.shape == shape

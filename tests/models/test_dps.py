@@ -136,27 +136,6 @@ def test_noise_is_put_back_between_s_min_and_s_max_and_within_the_prior_s_levels
         assert asked == pytest.approx(min(80.0, 1.3 * level) if level >= 0.1 else level)
 
 
-def test_seed_decides_and_nfe_is_counted() -> None:
-    scan, _ = gaussian_scan()
-    prior = GaussianPrior()
-    settings = DPSSettings(steps=7, samples=2)
-    first = dps(scan, prior, settings)  # type: ignore[arg-type]
-    assert prior.calls == first.info["nfe"] == 7
-    assert torch.equal(first.image, dps(scan, prior, settings).image)  # type: ignore[arg-type]
-    other = dps(scan, prior, settings.model_copy(update={"seed": 1}))  # type: ignore[arg-type]
-    assert not torch.equal(first.image, other.image)
-
-
-def test_soft_sense_and_batches_keep_shapes() -> None:
-    scan, _ = gaussian_scan()
-    assert scan.maps is not None
-    two = Scan(scan.kspace, scan.mask, torch.stack([scan.maps, scan.maps.flip(-1) * 0.1]), scan.sigma)
-    several = Scan(scan.kspace.expand(3, -1, -1, -1), scan.mask, scan.maps.expand(3, -1, -1, -1), scan.sigma)
-    settings = DPSSettings(steps=3, samples=2)
-    assert dps(two, GaussianPrior(), settings).image.shape == (16, 18)  # type: ignore[arg-type]
-    assert dps(several, GaussianPrior(), settings).image.shape == (3, 16, 18)  # type: ignore[arg-type]
-
-
 def test_wrong_settings() -> None:
     for wrong in ({"weight": 0}, {"s_churn": -1}, {"rho": 0.5}, {"sigma_start": 0.001}, {"eta": 1}):
         with pytest.raises(ValidationError):
