@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from scanprior.models.methods import METHODS
-from scanprior.models.prior import DiffusionPrior, PriorError, load_prior
+from scanprior.models.prior import AnyPrior, PriorError, load_any_prior
 from scanprior.models.recipe import PARAMETERS, Recipe, RecipeError, load_recipe, recipe_names
 from scanprior.models.scan import Scan
 
@@ -52,7 +52,7 @@ class Engine:
     def __init__(self, recipe: Recipe | str = "dds", *, device: str | None = None, threads: int = 0) -> None:
         self._device = device
         self.default = self._placed(load_recipe(recipe) if isinstance(recipe, str) else recipe)
-        self._priors: dict[tuple[str, str, str, bool], DiffusionPrior] = {}
+        self._priors: dict[tuple[str, str, str, bool], AnyPrior] = {}
         self._lock = threading.Lock()
         # always set: another engine of this process may have chosen another number before
         self.worker = ThreadPoolExecutor(
@@ -106,8 +106,14 @@ class Engine:
             )
         return device
 
-    def prior(self, recipe: Recipe) -> DiffusionPrior | None:
-        """The prior of a recipe on its device, loaded once; None where the method takes none."""
+    def prior(self, recipe: Recipe) -> AnyPrior | None:
+        """The prior of a recipe on its device, loaded once; None where the method takes none.
+
+        Raises
+        ------
+        PriorError
+            When there is none of that name, or it is of a family that is not the method's.
+        """
         if recipe.prior is None:
             return None
         device = self.device(recipe)
@@ -115,8 +121,15 @@ class Engine:
             key = recipe.prior, str(device), recipe.precision, recipe.compile
             if key not in self._priors:
                 autocast = None if recipe.precision == "float32" else getattr(torch, recipe.precision)
-                self._priors[key] = load_prior(recipe.prior, device, autocast, recipe.compile)
+                prior: AnyPrior = load_any_prior(recipe.prior, device, autocast, recipe.compile)
+                self._priors[key] = prior
                 log.info("prior %s is loaded on %s", recipe.prior, device)
+            wanted = METHODS[recipe.method].prior
+            if self._priors[key].family != wanted:
+                raise PriorError(
+                    f"prior {recipe.prior!r} is of the family {self._priors[key].family!r}; "
+                    f"the method {recipe.method!r} of recipe {recipe.name!r} wants {wanted!r}"
+                )
             return self._priors[key]
 
     def warm_up(self, recipe: Recipe | None = None) -> float:

@@ -12,10 +12,6 @@ from .preconditioning import Denoiser
 MAX_PIXELS = 1 << 20  # the network sees at most so many pixels at once: about 1 GB of activations
 
 
-class PriorError(ValueError):
-    """A prior that does not exist, or a file that is not one of ours."""
-
-
 @dataclass
 class DiffusionPrior:
     """A denoiser `D(x, sigma) = E[x0 | x0 + sigma (n_re + i n_im)]` on complex images.
@@ -46,6 +42,28 @@ class DiffusionPrior:
     network: dict[str, Any] = field(default_factory=dict)
     autocast: torch.dtype | None = None
     scale: tuple[float, float] = (99.5, 1.0)
+
+    @property
+    def family(self) -> str:
+        """Which methods it is for; see `Method.prior`."""
+        return "diffusion"
+
+    def compile(self) -> None:
+        """Compile the network: the first image of each size and batch takes a minute or so longer."""
+        self.denoiser.compile()
+
+    def warm_up(self, shape: tuple[int, int]) -> None:
+        """Denoise noise of this size (y, x), so that no timed image pays for the first call."""
+        noise = torch.randn(shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)).to(self.device)
+        self.for_image(noise).denoise(noise, self.sigma_max)
+
+    def facts(self) -> str:
+        """What decides its results besides the weights, in words."""
+        return f"{self.sigma_min} {self.sigma_max} {self.sigma_data} {self.scale}"
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All weights by name."""
+        return self.denoiser.state_dict()
 
     @property
     def device(self) -> torch.device:

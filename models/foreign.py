@@ -16,8 +16,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .diffusion_prior import DiffusionPrior, PriorError
+from .diffusion_prior import DiffusionPrior
 from .prior_description import PriorDescription, explain
+from .weights_file import PriorError
 
 _SHOWN = 10  # mistakes of a kind that a message names
 

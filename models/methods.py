@@ -21,12 +21,23 @@ from .wavelet import L1WaveletSettings, l1_wavelet
 
 @dataclass(frozen=True)
 class Method:
-    """A reconstruction: `run(scan, prior, settings, progress) -> Reconstruction`."""
+    """A reconstruction: `run(scan, prior, settings, progress) -> Reconstruction`.
+
+    Attributes
+    ----------
+    prior
+        Family of the prior that it needs, None where it takes none.
+    """
 
     run: Callable[..., Reconstruction]
     settings: type[Settings]
-    needs_prior: bool = False
+    prior: str | None = None
     needs_noise: bool = True
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether a prior must be named."""
+        return self.prior is not None
 
     def needs_maps(self, settings: Settings) -> bool:
         """Whether the scan must come with coil maps."""
@@ -38,13 +49,13 @@ METHODS: dict[str, Method] = {
     "sense": Method(sense, SenseSettings),
     "l1-wavelet": Method(l1_wavelet, L1WaveletSettings),
     "tv": Method(tv, TvSettings),
-    "dds": Method(dds, DDSSettings, needs_prior=True),
-    "langevin": Method(langevin, LangevinSettings, needs_prior=True),
-    "pc": Method(pc, PCSettings, needs_prior=True),
-    "dps": Method(dps, DPSSettings, needs_prior=True),
-    "pigdm": Method(pigdm, PiGDMSettings, needs_prior=True),
-    "pula": Method(pula, PULASettings, needs_prior=True),
-    "daps": Method(daps, DAPSSettings, needs_prior=True),
+    "dds": Method(dds, DDSSettings, prior="diffusion"),
+    "langevin": Method(langevin, LangevinSettings, prior="diffusion"),
+    "pc": Method(pc, PCSettings, prior="diffusion"),
+    "dps": Method(dps, DPSSettings, prior="diffusion"),
+    "pigdm": Method(pigdm, PiGDMSettings, prior="diffusion"),
+    "pula": Method(pula, PULASettings, prior="diffusion"),
+    "daps": Method(daps, DAPSSettings, prior="diffusion"),
 }
 
 

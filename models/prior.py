@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from .diffusion_prior import DiffusionPrior, PriorError
+from .diffusion_prior import DiffusionPrior
 from .foreign import load_foreign
 from .networks import network_name
 from .preconditioning import Denoiser
 from .prior_description import describe
+from .weights_file import PriorError, read_weights, write_weights
 
-__all__ = ["DiffusionPrior", "PriorError", "load_prior", "prior_description", "released_priors", "save_prior"]
+__all__ = [
+    "DiffusionPrior",
+    "PriorError",
+    "load_any_prior",
+    "load_prior",
+    "prior_description",
+    "released_priors",
+    "save_prior",
+]
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 FORMAT = "scanprior-prior-2"
@@ -34,13 +41,11 @@ def save_prior(path: Path, denoiser: Denoiser, description: dict[str, Any]) -> N
         `network` (its arguments), `sigma_min`, `sigma_max`, `scale` ((99.5, 1) if it is not given), and what else is to
         be remembered. Kind, name of the network and `sigma_data` are the denoiser's own.
     """
-    tensors = {key: value.detach().float().cpu().contiguous() for key, value in denoiser.state_dict().items()}
+    weights = {key: value.float() for key, value in denoiser.state_dict().items()}
     network = {"name": network_name(denoiser.network)} | description["network"]
     own = {"kind": denoiser.kind, "network": network, "sigma_data": denoiser.sigma_data}
     description = {"scale": _FIRST_DEFAULTS["scale"]} | description | own
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"format": FORMAT, "description": json.dumps(description)})
-    partial.replace(path)
+    write_weights(path, FORMAT, weights, description)
 
 
 def prior_description(prior: DiffusionPrior) -> dict[str, Any]:
@@ -58,12 +63,38 @@ def released_priors() -> list[str]:
     return sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors"))
 
 
-def load_prior(
+class AnyPrior(Protocol):
+    """What the priors of all families have in common: enough to load one and to name it."""
+
+    name: str
+    autocast: torch.dtype | None
+
+    @property
+    def family(self) -> str:
+        """`diffusion`, or another of `Method.prior`: which methods it is for."""
+
+    def compile(self) -> None:
+        """Compile its networks with torch.compile."""
+
+    def warm_up(self, shape: tuple[int, int]) -> None:
+        """Let its networks see this size of image (y, x) once, so that no timed image pays for the first call."""
+
+    def facts(self) -> str:
+        """What decides its results besides the weights, in words: scale, noise levels and the like."""
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All its weights by name."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """Move its weights."""
+
+
+def load_any_prior(
     name: str,
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
     compile: bool = False,
-) -> DiffusionPrior:
+) -> Any:
     """Load a released prior by name, one's own by its safetensors file, or foreign weights by their mapping file.
 
     Parameters
@@ -75,7 +106,7 @@ def load_prior(
 
     Returns
     -------
-    A `MagnitudePrior` where the network has one channel.
+    An `AnyPrior` of the family that the file says.
 
     Raises
     ------
@@ -90,30 +121,42 @@ def load_prior(
             f"prior {name!r} not found: expected one of {released_priors()}, the path of a .safetensors file, "
             f"or of a mapping file ({', '.join(MAPPINGS)}) for weights of others"
         )
-    prior = load_foreign(path) if path.suffix in MAPPINGS else _read(path)
+    prior: AnyPrior
+    if path.suffix in MAPPINGS:
+        prior = load_foreign(path)
+    else:
+        form, description, weights = read_weights(path, READERS)
+        prior = READERS[form](description, weights, path)
     prior.autocast = autocast
     if compile:
-        prior.denoiser.compile()
+        prior.compile()
     return prior.to(device)
 
 
-def _read(path: Path) -> DiffusionPrior:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise PriorError(f"{path}: not a safetensors file that can be read: {error}") from error
-    if metadata.get("format") not in (FORMAT, _FIRST_FORMAT):
-        raise PriorError(
-            f"{path}: expected format {FORMAT!r} or {_FIRST_FORMAT!r} in its metadata, found "
-            f"{metadata.get('format')!r}; weights of others want a mapping file, see docs/priors.md"
-        )
-    try:
-        data = json.loads(metadata["description"])
-    except (KeyError, ValueError) as error:
-        raise PriorError(f"{path}: its description cannot be read: {error!r}") from error
-    description = describe(_FIRST_DEFAULTS | data if metadata["format"] == _FIRST_FORMAT else data, str(path))
+def load_prior(
+    name: str,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+    compile: bool = False,
+) -> DiffusionPrior:
+    """A diffusion prior, by `load_any_prior`; a `MagnitudePrior` where its network has one channel.
+
+    Raises
+    ------
+    PriorError
+        As `load_any_prior`, and when the prior is of another family.
+    """
+    prior = load_any_prior(name, device, autocast, compile)
+    if not isinstance(prior, DiffusionPrior):
+        raise PriorError(f"prior {name!r} is of the family {prior.family!r}, expected a diffusion prior")
+    return prior
+
+
+Weights = dict[str, torch.Tensor]
+
+
+def _diffusion(data: dict[str, Any], weights: Weights, path: Path) -> DiffusionPrior:
+    description = describe(data, str(path))
     try:
         denoiser = description.denoiser()
         denoiser.load_state_dict(weights)
@@ -122,3 +165,14 @@ def _read(path: Path) -> DiffusionPrior:
     except RuntimeError as error:
         raise PriorError(f"{path}: weights do not fit the network it describes: {error}") from error
     return description.prior(denoiser, path.stem)
+
+
+def _first_diffusion(data: dict[str, Any], weights: Weights, path: Path) -> DiffusionPrior:
+    return _diffusion(_FIRST_DEFAULTS | data, weights, path)
+
+
+READERS: dict[str, Callable[[dict[str, Any], Weights, Path], AnyPrior]] = {
+    FORMAT: _diffusion,
+    _FIRST_FORMAT: _first_diffusion,
+}
+"""Of each format of file, what makes a prior of it: `reader(description, weights, path)`."""

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .diffusion_prior import DiffusionPrior, PriorError
+from .diffusion_prior import DiffusionPrior
 from .magnitude_prior import MagnitudePrior
 from .networks import build_network
 from .preconditioning import DENOISERS, Denoiser
+from .weights_file import PriorError
 
 
 class PriorDescription(BaseModel):

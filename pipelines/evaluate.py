@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scanprior.gadgets.engine import Engine
-from scanprior.models.prior import DiffusionPrior
+from scanprior.models.prior import AnyPrior
 from scanprior.sim.evaluation import (
     Condition,
     TestScan,
@@ -65,9 +64,9 @@ class Evaluation:
         records = []
         for number, image in enumerate(self.plan.images):
             for condition in self.plan.conditions:
-                todo = [chosen[condition, candidate.label] for candidate in self.plan.candidates]
+                candidates = [chosen[condition, candidate.label] for candidate in self.plan.candidates]
                 show = number < self.plan.shown
-                records += self._image(image, condition, todo, show, tell)
+                records += self._image(image, condition, candidates, show, tell)
         return records
 
     def done(self) -> int:
@@ -181,13 +180,11 @@ class Evaluation:
         tell("", 1)
         return store.records[case]
 
-    def _warm_up(self, prior: DiffusionPrior, shape: tuple[int, ...]) -> None:
+    def _warm_up(self, prior: AnyPrior, shape: tuple[int, int]) -> None:
         """Let a network see this size once, so that what a first call costs is in no method's seconds."""
         if (id(prior), shape) not in self._warm:
             self._warm.add((id(prior), shape))
-            generator = torch.Generator().manual_seed(0)
-            noise = torch.randn(shape, dtype=torch.complex64, generator=generator).to(prior.device)
-            prior.for_image(noise).denoise(noise, prior.sigma_max)
+            prior.warm_up(shape)
 
     def picture(self, case: str) -> Path:
         """Where the image of a shown case lies: npz with `image` and, where there is one, `std`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scanprior.models.prior import DiffusionPrior
+from scanprior.models.prior import AnyPrior
 
 from .evaluate_plan import EvaluationError
 
@@ -50,15 +50,15 @@ class WeightsHash:
     """Hashes of priors' weights, wherever they were loaded from; each is worked out once."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[DiffusionPrior, str]] = {}
+        self._known: dict[int, tuple[AnyPrior, str]] = {}
 
-    def __call__(self, prior: DiffusionPrior | None) -> str | None:
+    def __call__(self, prior: AnyPrior | None) -> str | None:
         """Hash of the weights; None for no prior."""
         if prior is None:
             return None
         if id(prior) not in self._known:
-            digest = hashlib.sha256(f"{prior.sigma_min} {prior.sigma_max} {prior.sigma_data} {prior.scale}".encode())
-            for name, tensor in sorted(prior.denoiser.state_dict().items()):
+            digest = hashlib.sha256(prior.facts().encode())
+            for name, tensor in sorted(prior.weights().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
             self._known[id(prior)] = prior, digest.hexdigest()  # kept, so that its id stays its own

@@ -75,7 +75,7 @@ def test_a_recipe_may_name_a_mapping_and_ask_for_compiling(tmp_path: Path, monke
         asked.append((autocast, compile))
         return load_prior(name)
 
-    monkeypatch.setattr(engine_module, "load_prior", load)
+    monkeypatch.setattr(engine_module, "load_any_prior", load)
     data = {"method": "dds", "prior": str(mapping(tmp_path)), "device": "cpu"}
     engine = Engine(recipe_from(data, "plain"))
     compiled = recipe_from(data | {"compile": True, "precision": "bfloat16"}, "compiled")

@@ -434,8 +434,8 @@ def test_priors_are_loaded_once(data: Path, tmp_path: Path, monkeypatch: pytest.
         loaded.append(name)
         return original(name, *rest)
 
-    original: Callable[..., object] = engines.load_prior
-    monkeypatch.setattr(engines, "load_prior", loading)
+    original: Callable[..., object] = engines.load_any_prior
+    monkeypatch.setattr(engines, "load_any_prior", loading)
     candidates = parse_methods(["dds:steps=2,samples=1", "dds:steps=3,samples=1"], device="cpu")
     plan = Plan(pick_images([data], 2), candidates, conditions_of(["gaussian-1d"], [2.0], [None], 1, None))
     engine = Engine(candidates[0].recipe)
