@@ -80,7 +80,7 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
     ----------
     scan
         A batch shares one intensity scale, as the slices of a volume must. With several sets of maps each set's image
-        is one image to the prior.
+        is one image to the prior. A noise level below `GAMMA_FLOOR` is taken for that.
 
     Returns
     -------
@@ -92,7 +92,8 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
     Raises
     ------
     ValueError
-        If the scan has no maps or no signal, its size is not the prior's, or the objective or the image is not finite.
+        If the scan has no maps or no signal, its size is not the prior's, or k-space, maps, objective or image are not
+        finite.
     """
     began = time.perf_counter()
     model = SenseModel.of(scan)
@@ -100,6 +101,8 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
     adjoint = model.H(scan.kspace)
     # the weight only steadies the unmeasured directions; the prior sees to them
     rough = model.solve(adjoint, 0.01, iterations=settings.start_iterations)
+    if not bool(torch.isfinite(torch.view_as_real(rough)).all()):
+        raise ValueError("vae: the k-space or the coil maps are not finite")
     scale = intensity_scale(rough, prior.scale)
     gamma = settings.gamma or max(scan.sigma / math.sqrt(2) / scale, GAMMA_FLOOR * prior.scale[1])
     if not math.isfinite(gamma):
