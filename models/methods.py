@@ -16,6 +16,7 @@ from .pula import PULASettings, pula
 from .scan import Progress, Reconstruction, Scan, Settings
 from .score_mri import PCSettings, pc
 from .total_variation import TvSettings, tv
+from .vae_reconstruction import VAESettings, vae
 from .wavelet import L1WaveletSettings, l1_wavelet
 
 
@@ -56,6 +57,7 @@ METHODS: dict[str, Method] = {
     "pigdm": Method(pigdm, PiGDMSettings, prior="diffusion"),
     "pula": Method(pula, PULASettings, prior="diffusion"),
     "daps": Method(daps, DAPSSettings, prior="diffusion"),
+    "vae": Method(vae, VAESettings, prior="vae"),
 }
 
 
