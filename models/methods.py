@@ -10,6 +10,7 @@ from .daps import DAPSSettings, daps
 from .dds import DDSSettings, dds
 from .dps import DPSSettings, dps
 from .langevin import LangevinSettings, langevin
+from .least_squares import LeastSquaresSettings, least_squares
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
 from .pigdm import PiGDMSettings, pigdm
 from .pula import PULASettings, pula
@@ -47,6 +48,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "zero-filled": Method(zero_filled, ZeroFilledSettings, needs_noise=False),
     "sense": Method(sense, SenseSettings),
+    "least-squares": Method(least_squares, LeastSquaresSettings),
     "l1-wavelet": Method(l1_wavelet, L1WaveletSettings),
     "tv": Method(tv, TvSettings),
     "dds": Method(dds, DDSSettings, prior="diffusion"),

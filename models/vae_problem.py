@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from .forward import SenseModel
+from .least_squares import sample_count
 from .linear import combine_sets
 from .magnitude_prior import smooth_phase
 from .posterior import intensity_scale
@@ -135,8 +136,7 @@ class VAEProblem:
     @property
     def measured(self) -> torch.Tensor:
         """How many complex samples each scan of the batch has, all coils: (batch,)."""
-        points = (self.model.mask != 0).expand(*self.model.mask.shape[:-2], *self.kspace.shape[-2:]).sum((-2, -1))
-        return (points * self.kspace.shape[-3]).expand(self.kspace.shape[:-3]).reshape(-1)
+        return sample_count(self.kspace, self.model).reshape(-1)
 
     def per_scan(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the sets of maps of values (batch * sets,): (batch,)."""
