@@ -13,6 +13,7 @@ from .langevin import LangevinSettings, langevin
 from .least_squares import LeastSquaresSettings, least_squares
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
 from .pigdm import PiGDMSettings, pigdm
+from .plug_and_play import PnPSettings, pnp_admm
 from .pula import PULASettings, pula
 from .scan import Progress, Reconstruction, Scan, Settings
 from .score_mri import PCSettings, pc
@@ -58,6 +59,7 @@ METHODS: dict[str, Method] = {
     "pigdm": Method(pigdm, PiGDMSettings, prior="diffusion"),
     "pula": Method(pula, PULASettings, prior="diffusion"),
     "daps": Method(daps, DAPSSettings, prior="diffusion"),
+    "pnp-admm": Method(pnp_admm, PnPSettings, prior="diffusion"),
 }
 
 
