@@ -18,6 +18,7 @@ from .pula import PULASettings, pula
 from .scan import Progress, Reconstruction, Scan, Settings
 from .score_mri import PCSettings, pc
 from .total_variation import TvSettings, tv
+from .vae_reconstruction import VAESettings, vae
 from .wavelet import L1WaveletSettings, l1_wavelet
 
 
@@ -60,6 +61,7 @@ METHODS: dict[str, Method] = {
     "pula": Method(pula, PULASettings, prior="diffusion"),
     "daps": Method(daps, DAPSSettings, prior="diffusion"),
     "pnp-admm": Method(pnp_admm, PnPSettings, prior="diffusion"),
+    "vae": Method(vae, VAESettings, prior="vae"),
 }
 
 
