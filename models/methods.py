@@ -15,6 +15,7 @@ from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
 from .pigdm import PiGDMSettings, pigdm
 from .plug_and_play import PnPSettings, pnp_admm
 from .pula import PULASettings, pula
+from .range_search import NarnhoferSettings, RangeSettings, narnhofer, range_search
 from .scan import Progress, Reconstruction, Scan, Settings
 from .score_mri import PCSettings, pc
 from .total_variation import TvSettings, tv
@@ -62,6 +63,8 @@ METHODS: dict[str, Method] = {
     "daps": Method(daps, DAPSSettings, prior="diffusion"),
     "pnp-admm": Method(pnp_admm, PnPSettings, prior="diffusion"),
     "vae": Method(vae, VAESettings, prior="vae"),
+    "range": Method(range_search, RangeSettings, prior="vae"),
+    "narnhofer": Method(narnhofer, NarnhoferSettings, prior="vae"),
 }
 
 
