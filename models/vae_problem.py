@@ -82,13 +82,15 @@ class VAESetup:
         Raises
         ------
         ValueError
-            If the scan has no maps, no signal, a noise level that is not a number, or another size than the prior.
+            If the scan has no maps or no signal, is not finite, or has another size than the prior.
         """
         model = SenseModel.of(scan)
         check_size(prior, model)
         adjoint = model.H(scan.kspace)
         # the weight only steadies the unmeasured directions; the prior sees to them
         rough = model.solve(adjoint, 0.01, iterations=start_iterations)
+        if not bool(torch.isfinite(torch.view_as_real(rough)).all()):
+            raise ValueError("the k-space or the coil maps are not finite")
         scale = intensity_scale(rough, prior.scale)
         level = gamma or max(scan.sigma / math.sqrt(2) / scale, GAMMA_FLOOR * prior.scale[1])
         if not math.isfinite(level):

@@ -75,7 +75,7 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
     ----------
     scan
         A batch shares one intensity scale, as the slices of a volume must. With several sets of maps each set's image
-        is one image to the prior.
+        is one image to the prior. A noise level below `GAMMA_FLOOR` is taken for that.
 
     Returns
     -------
@@ -87,7 +87,8 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
     Raises
     ------
     ValueError
-        If the scan has no maps or no signal, its size is not the prior's, or the objective or the image is not finite.
+        If the scan has no maps or no signal, its size is not the prior's, or k-space, maps, objective or image are not
+        finite.
     """
     began = time.perf_counter()
     setup = VAESetup.of(scan, prior, settings.start_iterations, settings.gamma)

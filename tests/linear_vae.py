@@ -5,6 +5,8 @@ Both satisfy `vae_objective.VAEPrior` without a network and without `precision.C
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 LATENTS = 5
@@ -51,7 +53,9 @@ class LinearVAE:
         self.parts, self.size, self.demodulated, self.dtype = parts, size, demodulated, dtype
         self.image_shape = (parts, *shape)
         pixels = parts * shape[0] * shape[1]
-        self.weight = 0.3 * torch.randn(pixels, LATENTS, generator=generator, dtype=dtype)
+        # latents of very different weight, as those of a trained VAE are
+        sizes = torch.logspace(0, -1.5, LATENTS, dtype=dtype)
+        self.weight = 0.4 * sizes * torch.randn(pixels, LATENTS, generator=generator, dtype=dtype)
         self.offset = 0.6 + 0.1 * torch.randn(pixels, generator=generator, dtype=dtype)
         near = torch.randn(pixels, pixels, generator=generator, dtype=dtype).tril(-1) / pixels**0.5
         uneven = torch.rand(pixels, generator=generator, dtype=dtype) + 0.5
@@ -63,7 +67,7 @@ class LinearVAE:
 
     def encode(self, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The least-squares latents: an encoder that is no more than a guess, as any is."""
-        mean = torch.linalg.lstsq(self.weight, (e.flatten(1) - self.offset).mT).solution.mT
+        mean = (e.flatten(1) - self.offset) @ torch.linalg.pinv(self.weight).mT
         return mean, torch.zeros_like(mean)
 
     def decode(self, z: torch.Tensor) -> tuple[torch.Tensor, DenseFactor]:
@@ -73,12 +77,19 @@ class LinearVAE:
 
 
 class CurvedVAE(LinearVAE):
-    """G(z) = W tanh(2 z) + b, and rows of L that grow and shrink with z: f has several minima."""
+    """G(z) = W curve(2 z) + b, and rows of L that grow and shrink with z."""
 
     name = "curved"
 
+    def __init__(
+        self, shape: tuple[int, int], parts: int = 1, curve: Callable[[torch.Tensor], torch.Tensor] = torch.tanh,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        super().__init__(shape, parts, dtype=dtype)
+        self.curve = curve
+
     def decode(self, z: torch.Tensor) -> tuple[torch.Tensor, DenseFactor]:
         self.decodings += 1
-        mean = (torch.tanh(2 * z) @ self.weight.mT + self.offset).reshape(-1, *self.image_shape)
+        mean = (self.curve(2 * z) @ self.weight.mT + self.offset).reshape(-1, *self.image_shape)
         growth = torch.exp(0.5 * torch.tanh(z @ self.weight.mT))
         return mean, DenseFactor(self.lower * growth[:, :, None], self.image_shape)

@@ -18,8 +18,8 @@ from scanprior.models.vae_problem import GAMMA_FLOOR
 from scanprior.models.vae_reconstruction import VAESettings, vae
 from support import random_complex
 
-SHAPE = (12, 14)
-EXACT = {"tolerance": 0, "cg_tolerance": 1e-10, "cg_iterations": 200}
+SHAPE = (10, 12)
+EXACT = {"tolerance": 1e-12, "cg_tolerance": 1e-10, "cg_iterations": 200}
 
 
 def scan_of(
@@ -38,14 +38,15 @@ def scan_of(
     maps = random_complex(coils, *SHAPE, seed=1, dtype=dtype) if coils > 1 else torch.ones(1, *SHAPE, dtype=dtype)
     maps = maps / maps.abs().square().sum(0).sqrt()
     mask = torch.rand(SHAPE[0], 1 if lines else SHAPE[1], generator=generator) < 0.5
-    mask[5:8] = True
+    mask[4:7] = True
     kspace = SenseModel(maps, mask)(image)
     kspace = kspace + sigma * random_complex(*kspace.shape, seed=seed, dtype=dtype) * mask
     return Scan(gain * kspace, mask, maps, gain * sigma), gain * image
 
 
 def run(scan: Scan, prior: LinearVAE, **settings: Any) -> Reconstruction:
-    return vae(scan, prior, VAESettings.model_validate({"samples": 0} | settings))
+    quick = {"samples": 0, "tolerance": 1e-4, "cg_iterations": 10}
+    return vae(scan, prior, VAESettings.model_validate(quick | settings))
 
 
 class Dense:
@@ -115,17 +116,17 @@ def test_the_published_form_finds_it_too() -> None:
 def test_std_is_that_of_the_gaussian(parts: int) -> None:
     prior = LinearVAE(SHAPE, parts, dtype=torch.float64)
     scan, _ = scan_of(prior)
-    draws = 3000
-    found = run(scan, prior, samples=draws, **EXACT)
+    draws = 20000
+    found = run(scan, prior, samples=256, **EXACT)
     exact = Dense(scan, prior, found.info["scale"])
     lower = torch.linalg.cholesky(torch.linalg.inv(exact.of_image))
     white = torch.randn(len(lower), draws, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     samples = exact.complex((exact.solution[:, None] + lower @ white).mT)
     wanted = found.info["scale"] * samples.abs().std(0)
     assert found.std is not None
-    # each standard deviation is known to 1 / sqrt(2 draws) = 1.3 %, of both
-    torch.testing.assert_close(found.std, wanted, rtol=0.1, atol=0)
-    assert float((found.std / wanted).mean()) == pytest.approx(1, abs=3e-3)
+    # each standard deviation is known to 1 / sqrt(2 * 256) = 4.4 %
+    torch.testing.assert_close(found.std, wanted, rtol=0.2, atol=0)
+    assert float((found.std / wanted).mean()) == pytest.approx(1, abs=0.015)
 
 
 @pytest.mark.parametrize("form", ["fast", "published"])
@@ -133,20 +134,20 @@ def test_std_is_that_of_the_gaussian(parts: int) -> None:
 def test_the_objective_never_rises(form: str, prior: LinearVAE) -> None:
     scan, _ = scan_of(prior)
     steps: list[tuple[int, int]] = []
-    settings = VAESettings.model_validate({"form": form, "samples": 0, "starts": 3, "iterations": 60})
+    settings = VAESettings.model_validate({"form": form, "samples": 0, "starts": 3, "iterations": 40})
     found = vae(scan, prior, settings, lambda step, total: steps.append((step, total)))
     history = found.info["objective"]
     assert all(after <= before for before, after in itertools.pairwise(history))
     assert history[-1] < history[0]
-    assert found.info["iterations"] == len(history) - 1
-    assert steps[: len(steps)] == [(n + 1, 60) for n in range(len(steps))]
+    assert found.info["iterations"] == len(history) - 1 >= len(steps)
+    assert steps == [(n + 1, 40) for n in range(len(steps))]
     assert steps
 
 
 def test_the_fast_form_is_lower_with_far_fewer_evaluations() -> None:
     prior = CurvedVAE(SHAPE)
     scan, _ = scan_of(prior)
-    slow = run(scan, prior, form="published", start="zero-filled")
+    slow = run(scan, prior, form="published", tolerance=1e-5)
     before = prior.decodings
     quick = run(scan, prior, form="fast")
     assert quick.info["objective"][-1] <= slow.info["objective"][-1] + 1e-3
@@ -155,11 +156,12 @@ def test_the_fast_form_is_lower_with_far_fewer_evaluations() -> None:
 
 
 def test_of_several_starts_the_lowest_wins() -> None:
-    prior = CurvedVAE(SHAPE)
+    """From far away L-BFGS finds a minimum of a decoder that repeats itself, not the lowest one."""
+    prior = CurvedVAE(SHAPE, curve=torch.sin)
     scan, _ = scan_of(prior, seed=3)
-    prior.encode = lambda e: (torch.full((len(e), LATENTS), 3.0), torch.zeros(len(e), LATENTS))  # type: ignore[method-assign]
+    prior.encode = lambda e: (torch.full((len(e), LATENTS), 6.0), torch.zeros(len(e), LATENTS))  # type: ignore[method-assign]
     one = run(scan, prior)
-    several = run(scan, prior, starts=6)
+    several = run(scan, prior, starts=8)
     assert one.info["winner"] == [0]
     assert several.info["winner"] != [0]
     assert several.info["objective"][-1] < one.info["objective"][-1] - 1
@@ -167,43 +169,38 @@ def test_of_several_starts_the_lowest_wins() -> None:
 
 
 def test_slices_of_a_batch_are_not_mixed() -> None:
-    prior = CurvedVAE(SHAPE)
-    scans = [scan_of(prior, seed=seed)[0] for seed in (5, 6, 7)]
-    mask = scans[0].mask
-    stack = Scan(torch.stack([s.kspace * mask for s in scans]), mask, scans[0].maps, scans[0].sigma)
-    together = run(stack, prior, samples=2, starts=2, tolerance=0)
-    assert together.std is not None
-    assert together.image.shape == together.std.shape == (3, *SHAPE)
-    # a slice alone has another intensity scale, so the two others are copies of it
-    for number in range(3):
-        same = replace(stack, kspace=stack.kspace[[number] * 3])
-        alone = run(same, prior, starts=2, tolerance=0, gamma=together.info["gamma"])
-        if alone.info["scale"] == pytest.approx(together.info["scale"], rel=1e-6):
-            torch.testing.assert_close(together.image[number], alone.image[0], rtol=0, atol=2e-2)
-            break
-    else:
-        pytest.skip("no slice sets the scale alone")
+    """The first slice is by far the brightest, so that it alone sets the intensity scale that all share."""
+    prior = CurvedVAE(SHAPE, dtype=torch.float64)
+    a, b, c, d = (scan_of(prior, seed=seed)[0] for seed in (5, 6, 7, 8))
+    first = replace(a, kspace=torch.stack([3 * a.kspace, b.kspace * a.mask, c.kspace * a.mask]))
+    second = replace(a, kspace=torch.stack([3 * a.kspace, b.kspace * a.mask, d.kspace * a.mask]))
+    found, other = (run(scan, prior, samples=2, starts=2) for scan in (first, second))
+    assert found.std is not None
+    assert found.image.shape == found.std.shape == (3, *SHAPE)
+    assert found.info["scale"] == other.info["scale"]
+    torch.testing.assert_close(found.image[:2], other.image[:2], rtol=0, atol=1e-2)
+    assert float((found.image[2] - other.image[2]).abs().max()) > 0.1
 
 
 def test_a_volume_in_pieces_is_the_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = LinearVAE(SHAPE, dtype=torch.float64)
     scan, _ = scan_of(prior)
     stack = replace(scan, kspace=torch.stack([scan.kspace, 0.5 * scan.kspace, scan.kspace.flip(-1)]))
-    whole = run(stack, prior, tolerance=0, iterations=30)
+    whole = run(stack, prior, **EXACT)
     monkeypatch.setattr("scanprior.models.vae_reconstruction.GRADIENT_PIXELS", 2 * SHAPE[0] * SHAPE[1])
     calls: list[tuple[int, int]] = []
-    settings = VAESettings(samples=2, tolerance=0, iterations=30)
+    settings = VAESettings.model_validate(EXACT | {"samples": 2})
     parts = vae(stack, prior, settings, lambda step, total: calls.append((step, total)))
     torch.testing.assert_close(parts.image, whole.image, rtol=0, atol=1e-6)
     assert parts.info["objective"][-1] == pytest.approx(whole.info["objective"][-1], rel=1e-9)
     assert parts.std is not None
     assert parts.std.shape == (3, *SHAPE)
-    assert calls[-1][1] == 60
+    assert calls[-1][1] == 200
     assert calls == sorted(calls)
 
 
 def test_gain_and_seed() -> None:
-    prior = CurvedVAE(SHAPE, 2)
+    prior = CurvedVAE(SHAPE, dtype=torch.float64)
     scan, _ = scan_of(prior)
     quiet, _ = scan_of(prior, gain=1e-5)
     first, again, small = (run(s, prior, samples=4, starts=2) for s in (scan, scan, quiet))
@@ -212,8 +209,8 @@ def test_gain_and_seed() -> None:
     assert small.std is not None
     assert torch.equal(first.image, again.image)
     assert torch.equal(first.std, again.std)
-    torch.testing.assert_close(small.image * 1e5, first.image, rtol=0, atol=1e-2)
-    torch.testing.assert_close(small.std * 1e5, first.std, rtol=0.05, atol=1e-3)
+    torch.testing.assert_close(small.image * 1e5, first.image, rtol=0, atol=1e-3)
+    torch.testing.assert_close(small.std * 1e5, first.std, rtol=1e-2, atol=0)
     other = run(scan, prior, samples=4, starts=2, seed=1)
     assert other.std is not None
     assert not torch.equal(first.std, other.std)
@@ -230,10 +227,9 @@ def test_more_noise_follows_the_prior_more() -> None:
     assert float((exact.image - real).norm() / real.norm()) < 0.02
     floor = run(full, prior)
     assert floor.info["gamma"] == GAMMA_FLOOR
-    blind = run(full, prior, gamma=1e4, tolerance=0, iterations=100)
-    torch.testing.assert_close(
-        blind.image.abs(), blind.info["scale"] * prior.offset.reshape(SHAPE).abs(), rtol=0, atol=1e-3
-    )
+    blind = run(full, prior, gamma=1e4, **EXACT)
+    mean = blind.info["scale"] * prior.offset.reshape(SHAPE).abs()
+    torch.testing.assert_close(blind.image.abs(), mean, rtol=0, atol=1e-4)
 
 
 def test_two_sets_of_maps() -> None:
@@ -241,7 +237,7 @@ def test_two_sets_of_maps() -> None:
     prior = LinearVAE(SHAPE, 2)
     scan, image = scan_of(prior, sigma=0.002)
     assert scan.maps is not None
-    left = (torch.arange(SHAPE[1]) < 7).to(torch.complex64)
+    left = (torch.arange(SHAPE[1]) < 6).to(torch.complex64)
     sets = torch.stack([scan.maps * left, scan.maps * (1 - left)])
     mask = torch.ones(SHAPE[0], 1, dtype=torch.bool)
     kspace = SenseModel(sets, mask, sets=True)(torch.stack([image * left, image * (1 - left)]))
@@ -279,11 +275,11 @@ def test_settings_are_checked(settings: dict[str, Any]) -> None:
 def test_an_image_of_another_size_is_refused() -> None:
     prior = LinearVAE(SHAPE, size=16)
     scan, _ = scan_of(LinearVAE(SHAPE))
-    with pytest.raises(ValueError, match="16 x 16 only, and this scan is of 12 x 14"):
+    with pytest.raises(ValueError, match="16 x 16 only, and this scan is of 10 x 12"):
         run(scan, prior)
-    other = LinearVAE((12, 13))
+    other = LinearVAE((10, 11))
     other.encode = lambda e: (torch.zeros(len(e), LATENTS), torch.zeros(len(e), LATENTS))  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"expected an image \(1, 1, 12, 14\), got \(1, 1, 12, 13\)"):
+    with pytest.raises(ValueError, match=r"expected an image \(1, 1, 10, 12\), got \(1, 1, 10, 11\)"):
         run(scan, other)
     other.encode = lambda e: (torch.zeros(len(e), 3), torch.zeros(len(e), 3))  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"expected latents \(1, 5\) of its encoder, got \(1, 3\)"):
@@ -298,7 +294,7 @@ def test_no_nan_leaves_as_an_image(form: str) -> None:
     with pytest.raises(ValueError, match="not finite"):
         run(scan, prior, form=form)
     broken = replace(scan, kspace=scan.kspace.index_fill(-2, torch.tensor([6]), float("inf")))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="k-space or the coil maps are not finite"):
         run(broken, LinearVAE(SHAPE), form=form)
     with pytest.raises(ValueError, match="finite noise level"):
         run(replace(scan, sigma=float("nan")), LinearVAE(SHAPE), form=form)
