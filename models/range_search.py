@@ -169,11 +169,11 @@ class Search:
                 image = self.generate(z)
                 value = self.value(z, image)
                 value.backward()  # type: ignore[no-untyped-call]
-                if float(value) < lowest:
-                    lowest, best = float(value), (z.detach(), image.detach())
+                if float(value.detach()) < lowest:
+                    lowest, best = float(value.detach()), (z.detach(), image.detach())
                 return value
 
-            history = [float(closure())]
+            history = [float(closure().detach())]
             done, stopped = 0, "iterations"
             while done < settings.iterations:
                 done += WINDOW
@@ -205,8 +205,8 @@ class Search:
             for done in range(settings.weight_iterations + 1):
                 image = tuned.generate(z)
                 value = tuned.value(z, image)
-                if float(value) < lowest:
-                    lowest, best = float(value), (z.detach().clone(), image.detach())
+                if float(value.detach()) < lowest:
+                    lowest, best = float(value.detach()), (z.detach().clone(), image.detach())
                 history.append(lowest)
                 if self.misfit(image.detach()) <= goal:
                     best, stopped = (z.detach().clone(), image.detach()), "discrepancy"

@@ -113,21 +113,19 @@ def test_objective_never_rises_and_evaluations_are_counted() -> None:
     assert run("range", scan, prior).info["stopped"] == "tolerance"
 
 
-class TwoValleys(Generator):
-    """G(z) = 1 + |z0| W0, and an encoder that is wrong: from zero no gradient leads away, from its code a good one."""
+class Lost(Generator):
+    """An encoder that is far off, to where the generator does not depend on z: no gradient leads back."""
 
     def encode(self, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        z = torch.full((len(e), LATENTS), 3.0)
+        z = torch.full((len(e), LATENTS), 9.0)
         return z, torch.zeros_like(z)
 
     def mean(self, z: torch.Tensor) -> torch.Tensor:
-        self.decodings += 1
-        return super().mean(torch.where(z > 2, torch.zeros_like(z), z))
+        return super().mean(torch.where(z > 8, torch.zeros_like(z), z))
 
 
 def test_the_lowest_objective_wins() -> None:
-    """From its encoding no gradient leads anywhere: another start must win."""
-    prior = TwoValleys(SHAPE)
+    prior = Lost(SHAPE)
     scan = scan_of(Generator(SHAPE), sigma=0.02)
     one, two = (run("range", scan, prior, starts=starts, mu=0.0) for starts in (1, 2))
     assert two.info["winner"] == [1]
@@ -158,13 +156,14 @@ def test_tuning_goes_below_the_range_and_stops_at_the_noise() -> None:
 
 
 def test_tuning_in_two_threads_at_once() -> None:
-    prior = Generator(SHAPE)
+    prior = Generator(SHAPE, dtype=torch.float64)
     scans = [scan_of(prior, outside=0.3, seed=seed) for seed in (5, 6)]
-    alone = [run("narnhofer", scan, prior, weight_iterations=30).image for scan in scans]
+    settings = {"tolerance": 1e-12, "weight_iterations": 15, "starts": 1}
+    alone = [run("narnhofer", scan, prior, **settings).image for scan in scans]
     found: dict[int, torch.Tensor] = {}
 
     def work(which: int) -> None:
-        found[which] = run("narnhofer", scans[which], prior, weight_iterations=30).image
+        found[which] = run("narnhofer", scans[which], prior, **settings).image
 
     threads = [threading.Thread(target=work, args=(which,)) for which in range(2)]
     for thread in threads:
@@ -172,7 +171,7 @@ def test_tuning_in_two_threads_at_once() -> None:
     for thread in threads:
         thread.join()
     for which in range(2):
-        torch.testing.assert_close(found[which], alone[which], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[which], alone[which], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["range", "narnhofer"])
@@ -186,8 +185,8 @@ def test_slices_sets_and_gain(method: str) -> None:
     stack = Scan(torch.stack([scan.kspace, other.kspace, scan.kspace]), scan.mask, scan.maps, scan.sigma)
     together = run(method, stack, prior, **settings)
     assert together.image.shape == (3, *SHAPE)
-    assert torch.equal(together.image[0], together.image[2])
-    assert together.info["winner"].__len__() == 3
+    torch.testing.assert_close(together.image[0], together.image[2], rtol=0, atol=1e-6)
+    assert len(together.info["winner"]) == 3
     if method == "range":
         wanted, _ = closed_form(scan, prior, together.info)
         torch.testing.assert_close(together.image[0], wanted, rtol=0, atol=1e-6)
