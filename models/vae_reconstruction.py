@@ -7,7 +7,6 @@ well. Image and latents together are found by going down one objective (`vae_obj
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Literal
 
@@ -16,15 +15,11 @@ from pydantic import Field
 
 from .forward import SenseModel
 from .linear import combine_sets
-from .magnitude_prior import smooth_phase
-from .posterior import GRADIENT_PIXELS, intensity_scale, pieces
+from .posterior import GRADIENT_PIXELS, pieces
 from .scan import Progress, Reconstruction, Scan, Settings
 from .vae_descent import Descent, fast, published
 from .vae_objective import VAEObjective, VAEPrior
-
-GAMMA_FLOOR = 1e-3
-"""Least noise level taken, in units of the bright parts of the image: of a scan without noise (a simulated one) the
-objective would have nothing but the data in it, and single precision could not tell one image from the other."""
+from .vae_problem import VAESetup, check_finite
 
 _ITERATIONS = {"fast": 100, "published": 5000}
 _SOLVE_ITERATIONS = 500
@@ -96,19 +91,9 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
         finite.
     """
     began = time.perf_counter()
-    model = SenseModel.of(scan)
-    _check_size(prior, model)
-    adjoint = model.H(scan.kspace)
-    # the weight only steadies the unmeasured directions; the prior sees to them
-    rough = model.solve(adjoint, 0.01, iterations=settings.start_iterations)
-    if not bool(torch.isfinite(torch.view_as_real(rough)).all()):
-        raise ValueError("vae: the k-space or the coil maps are not finite")
-    scale = intensity_scale(rough, prior.scale)
-    gamma = settings.gamma or max(scan.sigma / math.sqrt(2) / scale, GAMMA_FLOOR * prior.scale[1])
-    if not math.isfinite(gamma):
-        raise ValueError(f"expected a finite noise level of the scan, got sigma {scan.sigma}")
-    phase = smooth_phase(rough) if prior.parts == 1 or prior.demodulated else None
-    first = adjoint if settings.start == "zero-filled" else rough
+    setup = VAESetup.of(scan, prior, settings.start_iterations, settings.gamma)
+    model, scale, gamma = setup.model, setup.scale, setup.gamma
+    first = setup.adjoint if settings.start == "zero-filled" else setup.rough
     generator = torch.Generator().manual_seed(settings.seed)
     parts = pieces(scan, settings.starts * model.maps.shape[-4] if model.sets else settings.starts, GRADIENT_PIXELS)
     images, spreads, histories, winners, evaluations = [], [], [], [], 0
@@ -118,7 +103,7 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
             if progress is not None:
                 progress(number * steps + step, len(parts) * steps)
 
-        own_phase = None if phase is None else phase[part]
+        own_phase = setup.own_phase(part)
         problem = _problem(piece, prior, settings, own_phase, gamma, scale, settings.starts)
         found = _descend(problem, first[part] / scale, settings, generator, tell)
         best = found.history[-1].reshape(settings.starts, -1).argmin(0)
@@ -144,9 +129,9 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
         evaluations += problem.evaluations + single.evaluations
     image = torch.cat(images) if len(images) > 1 else images[0]
     std = None if not spreads else torch.cat(spreads) if len(spreads) > 1 else spreads[0]
-    for name, result in (("image", torch.view_as_real(image)), ("standard deviation", std)):
-        if result is not None and not bool(torch.isfinite(result).all()):
-            raise ValueError(f"vae: the {name} is not finite")
+    check_finite("vae", "image", image)
+    if std is not None:
+        check_finite("vae", "standard deviation", std)
     info = {
         "method": "vae",
         "prior": prior.name,
@@ -164,15 +149,6 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
         "seconds": time.perf_counter() - began,
     }
     return Reconstruction(image, std, info)
-
-
-def _check_size(prior: VAEPrior, model: SenseModel) -> None:
-    rows, columns = model.maps.shape[-2:]
-    if prior.size is not None and (rows, columns) != (prior.size, prior.size):
-        raise ValueError(
-            f"prior {prior.name!r} is for images of {prior.size} x {prior.size} only, "
-            f"and this scan is of {rows} x {columns}: use a prior of any size, or a matrix of the prior's size"
-        )
 
 
 def _problem(
@@ -198,7 +174,9 @@ def _descend(
     tolerance = settings.tolerance * rows * columns
     if settings.form == "published":
         return published(problem, image, latents, iterations, tolerance, tell)
-    return fast(problem, image, latents, metric, iterations, tolerance, settings.cg_iterations, settings.cg_tolerance, tell)
+    return fast(
+        problem, image, latents, metric, iterations, tolerance, settings.cg_iterations, settings.cg_tolerance, tell
+    )
 
 
 def _together(histories: list[torch.Tensor]) -> list[float]:

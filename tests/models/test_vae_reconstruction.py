@@ -14,7 +14,8 @@ from scanprior.models.forward import SenseModel
 from scanprior.models.magnitude_prior import smooth_phase
 from scanprior.models.methods import METHODS
 from scanprior.models.scan import Reconstruction, Scan
-from scanprior.models.vae_reconstruction import GAMMA_FLOOR, VAESettings, vae
+from scanprior.models.vae_problem import GAMMA_FLOOR
+from scanprior.models.vae_reconstruction import VAESettings, vae
 from support import random_complex
 
 SHAPE = (10, 12)
