@@ -9,6 +9,7 @@ from typing import Any
 from .daps import DAPSSettings, daps
 from .dds import DDSSettings, dds
 from .dps import DPSSettings, dps
+from .end_to_end import SupervisedSettings, unet, varnet
 from .langevin import LangevinSettings, langevin
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
 from .pigdm import PiGDMSettings, pigdm
@@ -56,6 +57,8 @@ METHODS: dict[str, Method] = {
     "pigdm": Method(pigdm, PiGDMSettings, prior="diffusion"),
     "pula": Method(pula, PULASettings, prior="diffusion"),
     "daps": Method(daps, DAPSSettings, prior="diffusion"),
+    "varnet": Method(varnet, SupervisedSettings, prior="supervised"),
+    "unet": Method(unet, SupervisedSettings, prior="supervised"),
 }
 
 

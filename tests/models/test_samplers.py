@@ -43,7 +43,7 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def test_no_sampler_is_forgotten() -> None:
-    assert set(SAMPLERS) == {name for name, method in METHODS.items() if method.needs_prior}
+    assert set(SAMPLERS) == {name for name, method in METHODS.items() if method.prior == "diffusion"}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
