@@ -33,6 +33,8 @@ choice_slow() {
   for value in 0.2 0.5; do methods+=,langevin:samples=1,step=$value; done
   for value in 0.2 0.5 1.0; do methods+=,pc:samples=1,lam=$value; done
   methods+=,pc:samples=1,lam=1.0,sigma_end=0.01
+  for value in 0.2 0.5 1.0; do methods+=,pc-ccdf:samples=1,lam=$value; done
+  for value in 0.1 0.6; do methods+=,pc-ccdf:samples=1,sigma_start=$value; done
   evaluate --data "$DATA/train/axial_t1_192.npz" --methods "$methods" --masks gaussian-1d --r 4 --images 2 --size 96 \
     --out "$OUT/choice_slow"
 }

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from scanprior.models.espirit import espirit_maps
 from scanprior.models.methods import METHODS
 from scanprior.models.recipe import Recipe
 from scanprior.models.scan import Reconstruction, Scan, Settings
 
+from .coil_maps import CoilMaps
 from .compression import Compression
 from .encoding import Encoding
 from .engine import Engine
 from .errors import ScanError
+from .failures import Failures
 from .images import make_images
 from .link import Send, Tell
 from .mrd import Acquisition, Bucket, Image, ReconData
@@ -35,9 +36,6 @@ from .sorting import Sorter
 log = logging.getLogger(__name__)
 
 MAX_PENDING_BYTES = 4 << 30  # k-space that waits for the worker; over it, the input waits
-MAX_MAPS_BYTES = 1 << 30  # coil maps kept for slices that are still being acquired
-MAX_FAILURES_TOLD = 5
-MAX_FAILURES_LOGGED = 100  # texts that differ; a scan in which every readout is bad has no end of them
 
 
 class Aborted(Exception):
@@ -88,10 +86,9 @@ class ScanSession:
         self._sorter = Sorter(self.encoding)
         self._upstream = recipe.whitening == "upstream"
         self._estimated: Noise | None = None
-        self._maps: dict[Key, tuple[np.ndarray, torch.Tensor]] = {}  # worker's thread only
+        self._maps = CoilMaps(recipe.maps, self._device)  # worker's thread only
         self._index = 0  # worker's thread only
-        self._failures: dict[str, _Befallen] = {}
-        self._more_failures = 0
+        self._failures = Failures()
         self._room = threading.Condition()
         self._jobs: dict[Future[None], int] = {}  # those that are not done, and their bytes
         self._submitted = 0
@@ -124,13 +121,13 @@ class ScanSession:
                     for data in slices_from_recon(bit.data, bit.reference, self.encoding, self._fail):
                         self._slice_ready(data)
                 except ScanError as error:
-                    self._note(str(error))
+                    self._failures.note(str(error))
 
     def _add(self, acquisition: Acquisition) -> None:
         try:
             events = self._sorter.add(acquisition)
         except ScanError as error:
-            self._note(str(error))
+            self._failures.note(str(error))
             events = self._sorter.ended_by(acquisition)
         self._handle(events)
 
@@ -147,12 +144,9 @@ class ScanSession:
             self._room.wait_for(lambda: not self._jobs or self._stopped)
         if self._stopped:
             return
-        told = [_in_one(text, befallen) for text, befallen in self._failures.items()]
-        more = len(told) + self._more_failures - MAX_FAILURES_TOLD
-        log.info("scan ends: %d images, %d failures, %.1f s", self._index, len(told), self.timing.now())
+        told = self._failures.told()
+        log.info("scan ends: %d images, %d failures, %.1f s", self._index, len(self._failures), self.timing.now())
         if told:
-            told = told[:MAX_FAILURES_TOLD]
-            told += [f"and {more} more"] if more > 0 else []
             refused = self._sorter.left_out["refused"]
             told += [f"{refused} readouts were left out, as the history of their images says"] if refused else []
             raise ScanError("; ".join(told))
@@ -194,7 +188,7 @@ class ScanSession:
         try:
             whitening = self._whitening(data, complete=True)
         except ScanError as error:
-            self._note(str(error))
+            self._failures.note(str(error))
             return
         assert whitening is not None
         ready = self.timing.now()
@@ -251,7 +245,7 @@ class ScanSession:
 
     def _done(self, job: Future[None]) -> None:
         if job.cancelled() and not self._stopped:
-            self._note("the reconstruction was shut down before all images were made")
+            self._failures.note("the reconstruction was shut down before all images were made")
         with self._room:
             del self._jobs[job]
             self._room.notify_all()
@@ -262,21 +256,7 @@ class ScanSession:
         if not isinstance(error, ValueError):
             log.exception("%s failed", key)
         text = str(error) or type(error).__name__
-        self._note(text, None if str(key) in text else key)
-
-    def _note(self, failure: str, key: Key | None = None) -> None:
-        """Keep a failure for `close` to tell; the log has it at once."""
-        with self._room:
-            first = failure not in self._failures
-            if first and len(self._failures) >= MAX_FAILURES_LOGGED:
-                self._more_failures += 1
-                return
-            befallen = self._failures.setdefault(failure, _Befallen())
-            befallen.times += 1
-            if key is not None and len(befallen.keys) <= MAX_FAILURES_TOLD:  # one more than told: "..." stands for it
-                befallen.keys.append(key)
-        if first:
-            log.error("%s", failure if key is None else f"{key}: {failure}")
+        self._failures.note(text, None if str(key) in text else key)
 
     # -- the worker's thread ------------------------------------------------------------------------------------
 
@@ -295,7 +275,7 @@ class ScanSession:
         shape = self._image_shape(data)
         if acs is not None:
             try:
-                self._maps_for(data.acs_key or data.key, acs, shape)
+                self._maps.of(data.acs_key or data.key, acs, shape)
             except ValueError as error:
                 log.info("maps of %s wait for the whole slice: %s", data.key, error)
 
@@ -304,29 +284,6 @@ class ScanSession:
         width = min(data.kspace.shape[-1], self.encoding.readout_cropped)
         return (matrix[2], matrix[1]) if self.encoding.volume else (matrix[1], width)
 
-    def _maps_for(self, key: Key, acs: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
-        known = self._maps.get(key)
-        if known is not None and np.array_equal(known[0], acs):
-            return known[1]
-        began = time.perf_counter()
-        wanted = self.recipe.maps
-        maps, _ = espirit_maps(
-            torch.from_numpy(acs).to(self._device), shape, kernel=wanted.kernel, threshold=wanted.threshold,
-            crop=wanted.crop, sets=wanted.sets,
-        )  # fmt: skip
-        log.info("maps of %s from %s calibration samples in %.2f s", key, acs.shape, time.perf_counter() - began)
-        self._maps.pop(key, None)
-        self._maps[key] = acs, maps
-        while len(self._maps) > 1 and sum(m.nbytes for _, m in self._maps.values()) > MAX_MAPS_BYTES:
-            self._maps.pop(next(iter(self._maps)))
-        return maps
-
-    def _forget_maps_before(self, used: Key) -> None:
-        """Of a dynamic scan whose repetitions have calibration lines of their own, only the latest maps are kept."""
-        for key in list(self._maps):
-            if key.repetition < used.repetition and key._replace(repetition=used.repetition) == used:
-                del self._maps[key]
-
     def _reconstruct(self, data: SliceData, whitening: Whitening, ready: float) -> None:
         began = self.timing.now()
         problem = prepare(data, self.encoding, whitening, self._compression(data, whitening))
@@ -334,8 +291,8 @@ class ScanSession:
         if self.recipe.needs_maps:
             # without calibration lines ESPIRiT itself says what can be done
             acs = problem.kspace[..., :0, :] if problem.acs is None else problem.acs
-            maps = self._maps_for(problem.acs_key or problem.key, acs, self._image_shape(data))
-            self._forget_maps_before(problem.acs_key or problem.key)
+            maps = self._maps.of(problem.acs_key or problem.key, acs, self._image_shape(data))
+            self._maps.forget_before(problem.acs_key or problem.key)
         self._go_on()
         result = self._run_method(problem, maps)
         image = complete(result.image.cpu().numpy(), problem, self.recipe.partial_fourier)
@@ -382,25 +339,6 @@ class ScanSession:
     def _go_on(self) -> None:
         if self._stopped:
             raise Aborted
-
-
-@dataclass
-class _Befallen:
-    """How often a failure happened, and to which images, the first few of them."""
-
-    times: int = 0
-    keys: list[Key] = field(default_factory=list)
-
-
-def _in_one(failure: str, befallen: _Befallen) -> str:
-    """What befell one image or many, in one statement."""
-    times, named = befallen.times, [str(key) for key in befallen.keys]
-    if not named:
-        return failure if times == 1 else f"{failure} ({times} times)"
-    if times == 1:
-        return f"{named[0]}: {failure}"
-    shown = "; ".join(named[:MAX_FAILURES_TOLD]) + ("; ..." if len(named) > MAX_FAILURES_TOLD else "")
-    return f"{failure} ({times} images: {shown})"
 
 
 _engine: Engine | None = None

@@ -11,11 +11,15 @@ from scanprior.models.recipe import RecipeError
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from scanprior.sim.evaluation import Condition
+
     from .evaluate_methods import Candidate
 
 _MASKS = "uniform-1d,gaussian-2d"
 _R = "4,8"
 _SNR = "25"
+_SPOKES = "25"
+_PROBABILITY = "0.2"
 
 
 def evaluate(
@@ -28,11 +32,24 @@ def evaluate(
     ] = ["sense,l1-wavelet,tv,dds"],  # noqa: B006 : typer wants a list
     masks: Annotated[
         str | None,
-        typer.Option(help=f"Of uniform-1d, gaussian-1d, gaussian-2d, poisson-2d. Default: {_MASKS}."),
+        typer.Option(
+            help=f"Of uniform-1d, gaussian-1d, gaussian-2d, poisson-2d, radial, horizontal. Default: {_MASKS}."
+        ),
     ] = None,
     r: Annotated[str | None, typer.Option("--r", help=f"Undersampling, ACS counted. Default: {_R}.")] = None,
     snr: Annotated[
         str | None, typer.Option(help=f"dB of the combined full image, or none for no noise. Default: {_SNR}.")
+    ] = None,
+    spokes: Annotated[str | None, typer.Option(help=f"Of the mask radial. Default: {_SPOKES}.")] = None,
+    probability: Annotated[
+        str | None, typer.Option(help=f"Of a row of the mask horizontal. Default: {_PROBABILITY}.")
+    ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(help="In place of --snr: deviation of each real channel over the image's maximum, such as 0.05."),
+    ] = None,
+    phase: Annotated[
+        float | None, typer.Option(min=0, help="Smooth phase of magnitude images, radians; 0: real. Default: 1.")
     ] = None,
     coils: Annotated[int | None, typer.Option(min=1, help="1: single coil, map of ones. Default: 8.")] = None,
     acs: Annotated[
@@ -73,15 +90,27 @@ def evaluate(
         recorded = [path for path in data if path.suffix in SUFFIXES and path.is_file() and hdf5_layout(path) == "mrd"]
         if recorded or truth is not None:
             _refuse_for_recorded(
-                masks=masks, r=r, snr=snr, coils=coils, acs=acs, images=images, size=size, tune=tune_on
+                masks=masks,
+                r=r,
+                snr=snr,
+                spokes=spokes,
+                probability=probability,
+                noise=noise,
+                phase=phase,
+                coils=coils,
+                acs=acs,
+                images=images,
+                size=size,
+                tune=tune_on,
             )
             if len(data) != 1 or len(recorded) != 1 or truth is None:
                 raise EvaluationError("a recorded scan: expected one --data, an MRD file, and its --truth")
             failures = _recorded(data[0], truth, candidates, out, threads, show, dry_run)
         else:
             failures = _simulated(
-                data, candidates, out, masks or _MASKS, r or _R, snr or _SNR, coils or 8, acs, images, size,
-                tune_on or [], tune_images, threads, show, seed, dry_run,
+                data, candidates, out,
+                _conditions(masks or _MASKS, r, spokes, probability, snr, noise, phase, coils or 8, acs),
+                images, size, tune_on or [], tune_images, threads, show, seed, dry_run,
             )  # fmt: skip
     except (RecipeError, PriorError, EvaluationError, SourceError) as error:
         raise typer.BadParameter(str(error)) from None
@@ -95,21 +124,19 @@ def evaluate(
 
 
 def _simulated(
-    data: list[Path], candidates: list[Candidate], out: Path, masks: str, r: str, snr: str, coils: int,
-    acs: int | None, images: int | None, size: int | None, tune_on: list[Path], tune_images: int, threads: int,
-    show: int, seed: int, dry_run: bool,
+    data: list[Path], candidates: list[Candidate], out: Path, conditions: list[Condition], images: int | None,
+    size: int | None, tune_on: list[Path], tune_images: int, threads: int, show: int, seed: int, dry_run: bool,
 ) -> list[str]:  # fmt: skip
     import torch
     from scanprior.gadgets.engine import Engine
 
     from .evaluate import Evaluation
-    from .evaluate_plan import EvaluationError, Plan, conditions_of, pick_images, plan_lines
+    from .evaluate_plan import EvaluationError, Plan, pick_images, plan_lines
     from .evaluate_report import about_run, grids_of, write_report
 
     tuning = pick_images(tune_on, tune_images, size) if tune_on else []
     if tuning and not any(candidate.tunable for candidate in candidates):
         raise EvaluationError("--tune-on: none of the methods has a weight to tune (l1-wavelet, tv without lam=)")
-    conditions = conditions_of(_names(masks), _numbers("--r", r), _levels(snr), coils, acs)
     plan = Plan(pick_images(data, images, size), candidates, conditions, seed, tuning, show)
     plan.check()
     if threads:
@@ -172,9 +199,36 @@ def _recorded(
 
 def _refuse_for_recorded(**given: object) -> None:
     for name, value in given.items():
-        if value:
+        if value not in (None, []):
             option = {"tune": "--tune-on"}.get(name, f"--{name}")
             raise typer.BadParameter(f"{option}: not for a recorded scan, which has its own mask, noise and images")
+
+
+def _conditions(
+    masks: str, r: str | None, spokes: str | None, probability: str | None, snr: str | None, noise: str | None,
+    phase: float | None, coils: int, acs: int | None,
+) -> list[Condition]:  # fmt: skip
+    """The conditions asked for; an option that no mask goes by is refused."""
+    from scanprior.sim.mask_families import FAMILIES
+
+    from .evaluate_plan import conditions_of
+
+    if snr is not None and noise is not None:
+        raise typer.BadParameter("--snr and --noise: give one of them")
+    names = _names(masks)
+    kinds = {FAMILIES[name].amount for name in names}
+    values = {}
+    for kind, option, given, usual in (
+        ("R", "--r", r, _R), ("spokes", "--spokes", spokes, _SPOKES),
+        ("probability", "--probability", probability, _PROBABILITY),
+    ):  # fmt: skip
+        if given is not None and kind not in kinds:
+            raise typer.BadParameter(f"{option}: none of the masks {', '.join(names)} goes by it")
+        values[kind] = _numbers(option, given or usual)
+    noises = [] if noise is None else _numbers("--noise", noise)
+    snrs = [] if noise is not None else _levels(snr or _SNR)
+    amounts = {name: values[FAMILIES[name].amount] for name in names}
+    return conditions_of(amounts, snrs, noises, coils, acs, 1.0 if phase is None else phase)
 
 
 def _names(text: str) -> list[str]:

@@ -22,8 +22,9 @@ from scanprior.sim.evaluation import (
 )
 
 from .evaluate_methods import Candidate
-from .evaluate_plan import LAM_FACTORS, Plan, TestImage, own_version, resolved_acs, told
+from .evaluate_plan import LAM_FACTORS, Plan, TestImage, known, own_version, resolved_acs, told
 from .evaluate_store import Store, WeightsHash, save_picture
+from .evaluate_tables import amount
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ class Evaluation:
         """One record, from the store where it is there. `scans` holds the scan of an image once it was simulated."""
         case = self.case_id(image, condition, candidate)
         picture = self.picture(case)
-        tell(f"{condition.mask} R {condition.r:g} {what}", 0)
+        tell(f"{condition.mask} {amount(condition.mask, condition.r)} {what}", 0)
         if case not in store.records or (show and not picture.exists()):
             try:
                 scan = scans.get(image.key)
@@ -196,7 +197,7 @@ class Evaluation:
         parts = {
             "image": image.key,
             "scanprior": own_version(),
-            "condition": asdict(condition) | {"r": float(condition.r), "acs": resolved_acs(condition, image)},
+            "condition": known(condition) | {"r": float(condition.r), "acs": resolved_acs(condition, image)},
             "seed": self.plan.seed,
             "recipe": recipe.model_dump(include={"maps", "method", "prior", "precision"}),
             "settings": recipe.method_settings.model_dump(),

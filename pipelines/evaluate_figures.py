@@ -11,7 +11,7 @@ import numpy as np
 from scanprior.sim.evaluation import BANDS, object_pixels
 from scanprior.sim.metrics import psnr, ssim
 
-from .evaluate_tables import Record, by_condition
+from .evaluate_tables import Record, amount, by_condition
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +84,14 @@ def calibration_figure(path: Path, rows: Sequence[Record]) -> Path | None:
         if column == 0:
             bands.set_ylabel("truth within, % of object")
         if len(every_r) > 1:
-            bands.text(0.03, 0.95, f"bolder: R {every_r[-1]:g}", transform=bands.transAxes, va="top", fontsize=8)
+            bands.text(
+                0.03,
+                0.95,
+                f"bolder: {amount(part[0]['mask'], every_r[-1])}",
+                transform=bands.transAxes,
+                va="top",
+                fontsize=8,
+            )
         _finish(ratio, "", part, "error rms / std rms")
         _finish(alone, "", part, "rms of std (full), of error (hollow)")
     return _save(figure, path, panels[0])

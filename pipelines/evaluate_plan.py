@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scanprior.sim.augmentation import fourier_resize
@@ -16,6 +17,7 @@ from scanprior.sim.mask_families import acs_size, default_acs
 from scanprior.sim.source_dicom import is_dicom, load_dicom
 
 from .evaluate_methods import Candidate
+from .evaluate_tables import amount, noise_level
 
 LAM_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Weights tried first, relative to the shipped one; the grid goes on by factors of 2 where its best lies at an edge."""
@@ -150,10 +152,16 @@ def _at_most(image: TestImage, size: int) -> TestImage:
 
 
 def conditions_of(
-    masks: list[str], rs: list[float], snrs: list[float | None], coils: int, acs: int | None
-) -> list[Condition]:
-    """All combinations, masks outermost."""
-    return [Condition(mask, r, snr, coils, acs) for mask in masks for r in rs for snr in snrs]
+    amounts: dict[str, list[float]], snrs: list[float | None], noises: list[float], coils: int, acs: int | None,
+    phase: float = 1.0,
+) -> list[Condition]:  # fmt: skip
+    """All combinations, masks outermost; `amounts`: of each mask R, the number of spokes or the probability."""
+    levels: list[tuple[float | None, float | None]] = [(None, noise) for noise in noises]
+    levels += [(snr, None) for snr in snrs]
+    return [
+        Condition(mask, r, snr, coils, acs, phase, noise)
+        for mask, values in amounts.items() for r in values for snr, noise in levels
+    ]  # fmt: skip
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
@@ -192,5 +200,14 @@ def own_version() -> str:
 
 def told(condition: Condition) -> str:
     """A condition in words."""
-    noise = "no noise" if condition.snr_db is None else f"{condition.snr_db:g} dB"
-    return f"{condition.mask} R {condition.r:g} {noise} {condition.coils} coils"
+    coils = "1 coil" if condition.coils == 1 else f"{condition.coils} coils"
+    noise = noise_level(condition.snr_db, condition.noise)
+    return f"{condition.mask} {amount(condition.mask, condition.r)}, {noise}, {coils}"
+
+
+def known(condition: Condition) -> dict[str, Any]:
+    """The condition as a mapping, by which finished cases are found again: without what earlier versions had not."""
+    found = asdict(condition)
+    if condition.noise is None:
+        del found["noise"]
+    return found

@@ -232,7 +232,7 @@ def _record(
     r = round(float(told["effective_r"]), 2)
     return {
         "image": f"{scan.name} {_name(at)}", "repetition": at[0], "slice": at[1],
-        "mask": f"recorded {scan.stem}", "r": r, "snr_db": None,
+        "mask": f"recorded {scan.stem}", "r": r, "snr_db": None, "noise": None,
         "effective_r": float(told["effective_r"]), "acs": None, "coils": int(told["coils"]), "method": candidate.label,
         "lam": getattr(candidate.recipe.method_settings, "lam", None), "tuned": False if candidate.tunable else None,
         "maps_seconds": None, "seconds": seconds, "nfe": told.get("nfe"), "samples": told.get("samples"), "sigma": None,

@@ -80,7 +80,7 @@ def grids_of(evaluation: Evaluation, records: Sequence[Record]) -> list[Grid]:
         for condition in plan.conditions:
             shown = []
             for record in records:
-                same = all(record[key] == getattr(condition, key) for key in ("mask", "r", "snr_db"))
+                same = all(record.get(key) == getattr(condition, key) for key in ("mask", "r", "snr_db", "noise"))
                 if same and record["image"] == image.name:
                     shown.append(Shown(record["method"], *load_picture(evaluation.picture(record["case"]))))
             if shown:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 from scanprior.sim.evaluation import CALIBRATION
+from scanprior.sim.mask_families import FAMILIES
 
 Record = dict[str, Any]
 
 CASE_COLUMNS = (
-    "image", "mask", "r", "effective_r", "acs", "snr_db", "coils", "method", "lam", "tuned", "psnr", "ssim", "nmse",
-    "seconds", "maps_seconds", "nfe", "samples", *CALIBRATION, "sigma",
+    "image", "mask", "r", "effective_r", "acs", "snr_db", "noise", "coils", "method", "lam", "tuned", "psnr", "ssim",
+    "nmse", "seconds", "maps_seconds", "nfe", "samples", *CALIBRATION, "sigma",
 )  # fmt: skip
 """Columns of cases.csv."""
 
@@ -26,7 +27,7 @@ AVERAGED = ("effective_r", *SPREAD, *CALIBRATION)
 """Measures averaged over the images."""
 
 SUMMARY_COLUMNS = (
-    "mask", "snr_db", "r", "effective_r", "acs", "method", "lam", "tuned", "images",
+    "mask", "snr_db", "noise", "r", "effective_r", "acs", "method", "lam", "tuned", "images",
     *(name for measure in SPREAD for name in (measure, f"{measure}_sd")), "nfe", "samples", *CALIBRATION,
 )  # fmt: skip
 """Columns of summary.csv."""
@@ -39,12 +40,12 @@ def summarise(records: Sequence[Record]) -> list[Record]:
     """
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        key = tuple(record[name] for name in ("mask", "snr_db", "r", "method"))
+        key = tuple(record.get(name) for name in ("mask", "snr_db", "noise", "r", "method"))
         groups.setdefault(key, []).append(record)
     rows = []
-    for (mask, snr_db, r, method), group in groups.items():
+    for (mask, snr_db, noise, r, method), group in groups.items():
         first = group[0]
-        row: Record = {"mask": mask, "snr_db": snr_db, "r": r, "method": method, "images": len(group)}
+        row: Record = {"mask": mask, "snr_db": snr_db, "noise": noise, "r": r, "method": method, "images": len(group)}
         row |= {name: first[name] for name in ("acs", "lam", "tuned", "nfe", "samples")}
         for name in AVERAGED:
             values = [record[name] for record in group if record[name] is not None]
@@ -53,8 +54,13 @@ def summarise(records: Sequence[Record]) -> list[Record]:
                 row[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         rows.append({name: row[name] for name in SUMMARY_COLUMNS})
     # methods of one condition side by side: masks, then noise levels, then R, as they first came
-    order = {(row["mask"], row["snr_db"]): number for number, row in reversed(list(enumerate(rows)))}
-    return sorted(rows, key=lambda row: (order[row["mask"], row["snr_db"]], row["r"]))
+    order = {_condition(row): number for number, row in reversed(list(enumerate(rows)))}
+    return sorted(rows, key=lambda row: (order[_condition(row)], row["r"]))
+
+
+def _condition(row: Record) -> tuple[Any, ...]:
+    """What has a table of its own."""
+    return row["mask"], row["snr_db"], row["noise"]
 
 
 def write_tables(out: Path, records: Sequence[Record], about: dict[str, Any]) -> list[Record]:
@@ -80,17 +86,28 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Record]) -> No
 
 def by_condition(rows: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     """The rows of each mask and noise level, with a title."""
-    parts: dict[tuple[Any, Any], list[Record]] = {}
+    parts: dict[tuple[Any, ...], list[Record]] = {}
     for row in rows:
-        parts.setdefault((row["mask"], row["snr_db"]), []).append(row)
-    return [(title(mask, snr_db), part) for (mask, snr_db), part in parts.items()]
+        parts.setdefault(_condition(row), []).append(row)
+    return [(title(*condition), part) for condition, part in parts.items()]
 
 
-def title(mask: str, snr_db: float | None) -> str:
+def title(mask: str, snr_db: float | None, noise: float | None = None) -> str:
     """A mask and its noise level in words."""
-    if mask.startswith("recorded"):
-        return mask
-    return f"{mask}, " + ("no noise" if snr_db is None else f"SNR {snr_db:g} dB")
+    return mask if mask.startswith("recorded") else f"{mask}, {noise_level(snr_db, noise)}"
+
+
+def noise_level(snr_db: float | None, noise: float | None) -> str:
+    """The noise of a condition in words."""
+    if noise is not None:
+        return f"noise {noise:g}"
+    return "no noise" if snr_db is None else f"SNR {snr_db:g} dB"
+
+
+def amount(mask: str, r: float) -> str:
+    """How much a mask measures, as its family says it: `R 4`, `25 spokes`."""
+    kind = FAMILIES[mask].amount if mask in FAMILIES else "R"
+    return f"{r:g} {kind}" if kind == "spokes" else f"{kind} {r:g}"
 
 
 def header(rows: Sequence[Record]) -> list[str]:
@@ -104,7 +121,7 @@ def cells(row: Record, uncertain: bool) -> list[str]:
     """One row of a table as text."""
     evaluations = "-" if row["nfe"] is None else f"{row['nfe']} x {row['samples'] or 1}"
     line = [
-        f"{row['r']:g} ({row['effective_r']:.2f})",
+        f"{amount(row['mask'], row['r']).removeprefix('R ')} ({row['effective_r']:.2f})",
         row["method"] + _weight(row),
         *(_spread(row, name, digits) for name, digits in (("psnr", 2), ("ssim", 4), ("nmse", 5), ("seconds", 2))),
         evaluations,

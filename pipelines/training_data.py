@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -98,8 +99,9 @@ def _reconstructed(path: Path, folder: Path, others: list[Path], engine: Engine)
     images, _ = replay(path, engine, None)
     slices = np.concatenate([image.data[0] for image in images])
     folder.mkdir(parents=True, exist_ok=True)
-    # the whole file or none: a run that is interrupted here must not go on with half of one
-    partial = target.with_suffix(".partial.npz")
+    # the whole file or none: a run that is interrupted here must not go on with half of one; and a name of its own,
+    # since every process of a training on several GPUs comes here
+    partial = folder / f".{target.stem}.{uuid.uuid4().hex}.npz"
     np.savez(partial, slices=slices, subject=[subject] * len(slices), made_from=made_from)
     partial.replace(target)
     log.info("%s: %d complex images of %s -> %s", path, len(slices), slices.shape[1:], target)

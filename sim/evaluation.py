@@ -41,7 +41,8 @@ class Condition:
     mask
         Name of a mask family.
     r
-        Undersampling factor, ACS counted.
+        Undersampling factor, ACS counted; number of spokes or probability where the family goes by those
+        (`MaskFamily.amount`).
     snr_db
         Mean magnitude in the object over the noise (E|n|^2)^1/2 of the optimally combined, fully sampled image, in dB;
         None for no noise at all.
@@ -51,6 +52,9 @@ class Condition:
         Lines, or edge of the square; None takes `mask_families.default_acs`.
     phase
         Spread of the smooth phase that a magnitude image gets, in radians.
+    noise
+        In place of `snr_db`: standard deviation of the noise in each real channel, over the image's maximum (as Duff et
+        al. state it).
     """
 
     mask: str
@@ -59,6 +63,7 @@ class Condition:
     coils: int = 8
     acs: int | None = None
     phase: float = 1.0
+    noise: float | None = None
 
 
 @dataclass
@@ -195,6 +200,9 @@ def simulate_scan(image: np.ndarray, condition: Condition, seed: int = 0) -> Tes
     sigma = 0.0
     if condition.snr_db is not None:
         sigma = float(np.abs(truth)[object_pixels(truth)].mean() / 10 ** (condition.snr_db / 20))
+    elif condition.noise is not None:
+        sigma = float(2**0.5 * condition.noise * np.abs(truth).max())
+    if sigma > 0:
         white = np.random.default_rng(draw(seed, key, "noise")).standard_normal((2, *kspace.shape), np.float32)
         kspace += np.float32(sigma / 2**0.5) * (white[0] + 1j * white[1])
     sampling = mask_of(condition, image, seed)

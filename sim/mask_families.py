@@ -1,7 +1,7 @@
 """Mask families for offline evaluation: lines of ky (1-D) or points of the whole (ky, kx) plane (2-D).
 
-R counts the ACS: every mask has exactly round(points / R) points, the fully sampled centre included. One seed gives one
-mask.
+R counts the ACS: a mask has exactly round(points / R) points, the fully sampled centre included; but for those of
+`mask_shapes`, whose amount is a number of spokes, or a probability. One seed gives one mask.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scanprior.sim.masks import Sampling, acs_lines, choose_points
+from scanprior.sim.mask_shapes import OWN_ACS, horizontal, radial
+from scanprior.sim.masks import Sampling, acs_lines, acs_square, choose_points
 
 GAUSSIAN_WIDTH = 0.12
 """Standard deviation of the Gaussian densities, as a fraction of the matrix."""
@@ -35,11 +36,14 @@ class MaskFamily:
         `make(shape, r, acs, rng) -> Sampling` of shape (y,) or (y, x).
     description
         For people.
+    amount
+        What `r` is: `R`, or what else says how much is measured (`spokes`, `probability`).
     """
 
     dimensions: int
     make: Callable[[tuple[int, int], float, int, np.random.Generator], Sampling]
     description: str
+    amount: str = "R"
 
 
 def uniform_1d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
@@ -114,6 +118,8 @@ FAMILIES: dict[str, MaskFamily] = {
     "gaussian-1d": MaskFamily(1, gaussian_1d, "random lines, Gaussian density"),
     "gaussian-2d": MaskFamily(2, gaussian_2d, "random points, Gaussian density"),
     "poisson-2d": MaskFamily(2, poisson_2d, "Poisson discs, denser in the centre"),
+    "radial": MaskFamily(2, radial, "spokes on the Cartesian grid", "spokes"),
+    "horizontal": MaskFamily(1, horizontal, "16 rows in the centre, others by chance", "probability"),
 }
 
 
@@ -124,6 +130,8 @@ def make_mask(family: str, shape: tuple[int, int], r: float, acs: int | None, se
     ----------
     shape
         Matrix (y, x).
+    r
+        Undersampling factor; number of spokes of `radial`, probability of a row of `horizontal`.
     acs
         Lines, or edge of the square, of the fully sampled centre; None takes `default_acs`.
 
@@ -151,18 +159,16 @@ def default_acs(family: str, shape: tuple[int, int], r: float) -> int:
 
     Lines for a family of lines, the edge of a square for one of points. With fewer than 12, ESPIRiT's kernel of 6 finds
     no maps for parts of a head (8 lines lost a tenth of it and 4 dB on T1 slices). But never more than three
-    quarters of the lines, and at least 8, where the matrix is so small or R so high.
+    quarters of the lines, and at least 8, where the matrix is so small or R so high. Families that are not told R have
+    the centre that their paper gives them.
     """
+    if FAMILIES[family].amount != "R":
+        return OWN_ACS[family]
     if FAMILIES[family].dimensions == 1:
         wanted, most = 0.32 * shape[0] / r, max(8, int(0.75 * shape[0] / r))
     else:
         wanted, most = math.sqrt(0.32 * shape[0] * shape[1] / r), max(8, int(math.sqrt(0.75 * shape[0] * shape[1] / r)))
     return min(max(12, round(wanted)), 24, most, *shape)
-
-
-def acs_square(shape: tuple[int, int], acs: int) -> np.ndarray:
-    """(y, x) bool, the `acs` by `acs` points around DC."""
-    return acs_lines(shape[0], acs)[:, None] & acs_lines(shape[1], acs)[None, :]
 
 
 def acs_size(sampling: Sampling) -> int:

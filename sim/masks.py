@@ -46,6 +46,11 @@ def acs_lines(lines: int, acs: int) -> np.ndarray:
     return mask
 
 
+def acs_square(shape: tuple[int, int], acs: int) -> np.ndarray:
+    """(y, x) bool, the `acs` by `acs` points around DC."""
+    return acs_lines(shape[0], acs)[:, None] & acs_lines(shape[1], acs)[None, :]
+
+
 def first_line(lines: int, partial_fourier: float) -> int:
     """First line that a partial Fourier scan measures; the lines before it are left out.
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from acquisitions import BOTH, CALIBRATION, LAST_IN_SLICE, acquisition, header_xml, noise_readouts, smooth_object
+from scanprior.gadgets import failures as failures_module
 from scanprior.gadgets import session as session_module
 from scanprior.gadgets.engine import Engine
 from scanprior.gadgets.errors import PeerGone, ScanError
@@ -130,8 +131,8 @@ def test_a_server_remembers_the_latest_images_only(engine: Engine) -> None:
 def test_many_failures_of_one_kind_take_no_memory(engine: Engine) -> None:
     session = begin(engine, [])
     for number in range(300):
-        session._note("no luck", Key(number, 0, 0, 0, 0))
-    assert len(session._failures["no luck"].keys) == session_module.MAX_FAILURES_TOLD + 1
+        session._failures.note("no luck", Key(number, 0, 0, 0, 0))
+    assert len(session._failures.kept["no luck"].keys) == failures_module.MAX_TOLD + 1
     told = told_by(session)
     assert told.startswith("no luck (300 images: slice 0")
     assert told.endswith("slice 4, repetition 0; ...)")

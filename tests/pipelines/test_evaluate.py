@@ -210,7 +210,7 @@ def test_the_dry_run_prints_the_plan_and_writes_nothing(data: Path, tmp_path: Pa
     assert result.exit_code == 0, result.output
     text = words(result)
     assert "images: 3 (48 x 48)" in text
-    assert "gaussian-2d R 3 no noise 3 coils: effective R 3.00, ACS 16 x 16" in text
+    assert "gaussian-2d R 3, no noise, 3 coils: effective R 3.00, ACS 16 x 16" in text
     assert "method tv: tv, lam tuned" in text
     assert "80 images through the network a case" in text
     assert f"cases: {3 * 2 * 2 * 2 * 2}" in text
@@ -261,7 +261,7 @@ def test_a_case_that_fails_is_told_and_the_others_are_there(
     out = tmp_path / "out"
     result = call(data, out, "--images", "2", masks="uniform-1d")
     assert result.exit_code == 1
-    assert "test.npz[0], uniform-1d R 2 25 dB 3 coils, sense: sense: it diverged <here>" in words(result)
+    assert "test.npz[0], uniform-1d R 2, SNR 25 dB, 3 coils, sense: sense: it diverged <here>" in words(result)
     assert {row["method"] for row in cases(out)} == {"zero-filled"}
     text = (out / "report.html").read_text()
     assert "2 cases failed" in text
@@ -370,7 +370,7 @@ def test_methods_that_are_refused(text: str, complaint: str) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--masks", "radial"], "--masks: 'radial' is not known; there are: uniform-1d, gaussian-1d"),
+        (["--masks", "spiral"], "--masks: 'spiral' is not known; there are: uniform-1d, gaussian-1d"),
         (["--masks", "uniform-1d,uniform-1d"], "--masks: expected one value or several different ones"),
         (["--r", "2,x"], "--r: expected numbers with commas between, found '2,x'"),
         (["--r", "9", "--acs", "12"], "expected 1 to 4.00, got 9"),
@@ -437,7 +437,7 @@ def test_priors_are_loaded_once(data: Path, tmp_path: Path, monkeypatch: pytest.
     original: Callable[..., object] = engines.load_any_prior
     monkeypatch.setattr(engines, "load_any_prior", loading)
     candidates = parse_methods(["dds:steps=2,samples=1", "dds:steps=3,samples=1"], device="cpu")
-    plan = Plan(pick_images([data], 2), candidates, conditions_of(["gaussian-1d"], [2.0], [None], 1, None))
+    plan = Plan(pick_images([data], 2), candidates, conditions_of({"gaussian-1d": [2.0]}, [None], [], 1, None))
     engine = Engine(candidates[0].recipe)
     try:
         records = Evaluation(plan, tmp_path / "out", engine).run()
@@ -450,3 +450,30 @@ def test_priors_are_loaded_once(data: Path, tmp_path: Path, monkeypatch: pytest.
 def words(result: Result) -> str:
     """Output without the frame that typer draws around an error, on one line."""
     return " ".join(result.output.replace("│", " ").split())
+
+
+def test_spokes_probability_and_noise_in_place_of_r_and_snr(data: Path, tmp_path: Path) -> None:
+    fixed = ["evaluate", "--data", str(data), "--methods", "zero-filled", "--device", "cpu", "--out"]
+    options = ["--masks", "radial,horizontal,gaussian-1d", "--r", "2", "--spokes", "9,20", "--probability", "0.3"]
+    options += ["--noise", "0.01,0.05", "--phase", "0", "--coils", "1", "--images", "1"]
+    result = cli.invoke(app, [*fixed, str(tmp_path / "out"), *options])
+    assert result.exit_code == 0, result.output
+    found = cases(tmp_path / "out")
+    every = (("radial", 9.0), ("radial", 20.0), ("horizontal", 0.3), ("gaussian-1d", 2.0))
+    assert {(case["mask"], float(case["r"]), float(case["noise"])) for case in found} == {
+        (mask, amount, noise) for mask, amount in every for noise in (0.01, 0.05)
+    }
+    largest = pick_images([data], 1)[0].pixels.max()
+    for case in found:
+        assert float(case["sigma"]) == pytest.approx(2**0.5 * float(case["noise"]) * largest, rel=1e-4)
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "## radial, noise 0.05" in text
+    assert "| 20 spokes (" in text
+    for wrong, message in (
+        (["--snr", "20", "--noise", "0.1"], "give one of them"),
+        (["--spokes", "5"], "none of the masks uniform-1d, gaussian-2d goes by it"),
+        (["--masks", "radial", "--r", "4"], "--r: none of the masks radial goes by it"),
+    ):
+        refused = cli.invoke(app, [*fixed, str(tmp_path / "no"), *wrong])
+        assert refused.exit_code == 2
+        assert message in words(refused)

@@ -205,3 +205,25 @@ def test_recorded_scans_read_to_a_brain(tmp_path: Path, name: str) -> None:
     head = magnitude[rows // 4 : 3 * rows // 4, columns // 4 : 3 * columns // 4]
     edge = np.concatenate([magnitude[:8].ravel(), magnitude[-8:].ravel(), magnitude[:, :8].ravel()])
     assert head.mean() > 10 * edge.mean()
+
+
+def test_processes_that_make_the_same_file_at_once_do_not_spoil_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process writes its own copy while this one does: each is whole, one of them stays."""
+    scan = full_scan(tmp_path / "scan.h5").path
+    save = np.savez
+    others: list[Path] = []
+
+    def saving(path: Path, **kept: object) -> None:
+        save(path, **kept)  # type: ignore[arg-type]
+        others.append(path)
+        if len(others) == 1:  # the other process starts and ends between this one's writing and its renaming
+            images_for_training([scan], tmp_path / "scans")
+        assert path.exists()
+
+    monkeypatch.setattr(np, "savez", saving)
+    files, _ = images_for_training([scan], tmp_path / "scans")
+    assert len(set(others)) == 2
+    assert [path.name for path in (tmp_path / "scans").iterdir()] == [files[0].name]
+    assert len(np.load(files[0])["slices"]) == 2
