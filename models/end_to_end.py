@@ -23,7 +23,7 @@ class SupervisedSettings(Settings):
 def varnet(
     scan: Scan, prior: SupervisedPrior, settings: SupervisedSettings, progress: Progress | None = None
 ) -> Reconstruction:
-    """Variational network (Hammernik et al. 2018); see `VariationalNetwork`, and `_run` for what is returned and raised."""
+    """Variational network (Hammernik et al. 2018): `VariationalNetwork`; see `_run` for what is returned and raised."""
     return _run("varnet", scan, prior, progress)
 
 
@@ -50,8 +50,8 @@ def _run(method: str, scan: Scan, prior: SupervisedPrior, progress: Progress | N
     began = time.perf_counter()
     if prior.kind != method:
         raise ValueError(
-            f"method {method!r}: expected a prior of kind {method!r}, and prior {prior.name!r} is of kind {prior.kind!r}: "
-            f"use the method {prior.kind!r}, or another prior"
+            f"method {method!r}: expected a prior of kind {method!r}, and prior {prior.name!r} is of kind "
+            f"{prior.kind!r}: use the method {prior.kind!r}, or another prior"
         )
     model = SenseModel.of(scan)
     images, scale = prior.image(model, model.H(scan.kspace))

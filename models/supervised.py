@@ -13,6 +13,7 @@ from torch import nn
 
 from .forward import SenseModel
 from .image_unet import ImageUNet
+from .magnitude_prior import smooth_phase
 from .networks import build_from
 from .posterior import intensity_scale
 from .prior_description import explain
@@ -129,7 +130,9 @@ class SupervisedPrior:
     """A network that makes the image out of the data at once.
 
     There is no noise level to set and no weight of the data: both were learned, for the scans of `trained_for`. That
-    is how supervised methods are; elsewhere they are used as they are, and the image's history says so.
+    is how supervised methods are; elsewhere they are used as they are, and the image's history says so. Only where it
+    was trained on magnitudes is the smooth phase of the rough image taken out before, and put back afterwards, as for a
+    `MagnitudePrior`.
 
     Attributes
     ----------
@@ -200,12 +203,18 @@ class SupervisedPrior:
         """
         rough = rough_image(model, adjoint)
         scale = intensity_scale(rough, self.scale)
-        start = first_image(self.network, adjoint, rough)
+        phase = smooth_phase(rough) if self.trained_for.magnitude else torch.ones_like(rough)
+        turned = adjoint / scale * phase.conj()
+        start = first_image(self.network, turned, rough / scale * phase.conj())
+
+        def normal(x: torch.Tensor) -> torch.Tensor:
+            return model.normal(x * phase) * phase.conj()
+
         with (
             torch.no_grad(),
             torch.autocast(adjoint.device.type, dtype=self.autocast, enabled=self.autocast is not None),
         ):
-            return scale * self.network(start / scale, adjoint / scale, model.normal), scale
+            return scale * self.network(start, turned, normal) * phase, scale
 
     def to(self, device: torch.device | str) -> SupervisedPrior:
         """Move the weights to `device` and return self."""

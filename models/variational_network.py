@@ -26,7 +26,7 @@ REACH = 5.0
 
 
 class Activations(nn.Module):
-    """phi, one for each filter: a weighted sum of Gaussian radial basis functions, by table.
+    """phi, one for each filter: a weighted sum of Gaussian radial basis functions over the number of filters, by table.
 
     The centres are `bases` points from -span to span and the width is their distance, as in the paper. Sums of 31
     exponentials in each pixel of each filter would take most of the time, so phi is tabulated on `TABLE` intervals, at
@@ -53,9 +53,9 @@ class Activations(nn.Module):
         points = torch.linspace(-self.limit, self.limit, TABLE + 1)
         self.register_buffer("centres", centres, persistent=False)
         self.register_buffer("basis", self._gaussians(points), persistent=False)
-        # a weak quadratic energy: with white filters of norm 1 all of them take a tenth of the contrast of fine detail
-        per_unit = math.sqrt(2 * math.pi)  # what overlapping unit Gaussians add up to at every point
-        self.weights = nn.Parameter((0.2 / filters / per_unit * centres).repeat(filters, 1))
+        # to begin with a weak quadratic energy: phi(z) = 0.2 z, over the number of filters as all of phi is
+        per_unit = math.sqrt(2 * math.pi)  # what overlapping Gaussians of height 1 add up to at every point
+        self.weights = nn.Parameter((0.2 / per_unit * centres).repeat(filters, 1))
 
     def _gaussians(self, points: torch.Tensor) -> torch.Tensor:
         centres = self.centres.to(points)
@@ -63,12 +63,14 @@ class Activations(nn.Module):
 
     def exact(self, z: torch.Tensor) -> torch.Tensor:
         """phi(z) of responses (..., filter, y, x), without the table: slow, for comparison."""
-        return (self._gaussians(z.flatten()).reshape(*z.shape, -1) * self.weights[:, None, None, :]).sum(-1)
+        return (self._gaussians(z.flatten()).reshape(*z.shape, -1) * self.weights[:, None, None, :]).sum(-1) / len(
+            self.weights
+        )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """phi(z) of responses (batch, filter, y, x), in the type of the weights whatever autocast computes in."""
         with torch.autocast(z.device.type, enabled=False):
-            table = self.weights @ self.basis.T
+            table = self.weights @ self.basis.T / len(self.weights)
             return _Interpolation.apply(z.to(table.dtype), table, self.limit)
 
 
@@ -110,7 +112,8 @@ class Stage(nn.Module):
 
     def __init__(self, filters: int, kernel: int, bases: int, span: float) -> None:
         super().__init__()
-        self.raw = nn.Parameter(torch.randn(filters, 2, kernel, kernel))
+        # its size, which the filters do not show, is how slowly an optimiser's steps turn them
+        self.raw = nn.Parameter(0.1 * torch.randn(filters, 2, kernel, kernel))
         self.activations = Activations(filters, bases, span)
         self.log_weight = nn.Parameter(torch.tensor(math.log(0.8)))
 
