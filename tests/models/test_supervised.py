@@ -120,7 +120,7 @@ def test_a_unet_that_does_nothing_gives_cg_sense(tmp_path: Path) -> None:
 
 
 def test_the_phase_is_taken_out_of_what_magnitudes_were_trained_for(tmp_path: Path) -> None:
-    """A scan whose image is turned by a constant phase gives the turned image; without that, a network does not care."""
+    """A scan whose image is turned by a constant phase gives the turned image, which no network does by itself."""
     by, of = prior("varnet", tmp_path), scan()
     real = replace(by, trained_for=TRAINED.model_copy(update={"magnitude": True}))
     turn = torch.exp(torch.tensor(0.9j))

@@ -1,4 +1,4 @@
-"""Supervised training end to end on drawn heads: pairs, loss, resuming, the file that comes out, its reconstructions."""
+"""Supervised training end to end on drawn heads: pairs, loss, resuming, the file, what it reconstructs."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_run_learns_resumes_and_leaves_a_prior_that_reconstructs(data: Path, t
     assert all(torch.equal(module.network.state_dict()[key], value) for key, value in prior.weights().items())
     with pytest.raises(PriorError, match="is of kind 'varnet', expected 'unet'"):
         take_weights(module.network, replace(begun, network="unet", network_options=SMALL["unet"]))
-    with pytest.raises(PriorError, match="its network .* is not the one asked for"):
+    with pytest.raises(PriorError, match=r"its network .* is not the one asked for"):
         PairTraining(replace(begun, network_options=SMALL["varnet"] | {"stages": 2}))
     with pytest.raises(PriorError, match="is of kind 'diffusion', expected 'varnet'"):
         PairTraining(replace(begun, begin_with="small"))
