@@ -16,11 +16,11 @@ from scanprior.models.prior import PriorError, load_any_prior
 from scanprior.models.scan import Scan
 from scanprior.models.supervised import NETWORKS, rough_image
 from scanprior.sim.evaluation import Condition, simulate_scan
+from scanprior.sim.image_sources import ImageStack
 from scanprior.sim.metrics import psnr
 from scanprior.sim.pairs import Scanner
 from scanprior.sim.phantoms import brain
 from scanprior.sim.slice_bank import SliceBank, whole_slice, write_slices
-from scanprior.sim.image_sources import ImageStack
 from scanprior.sim.supervised_settings import SupervisedTraining
 from scanprior.sim.supervised_training import PairTraining, take_weights, train_supervised
 
