@@ -9,6 +9,7 @@ from typing import Any
 from .daps import DAPSSettings, daps
 from .dds import DDSSettings, dds
 from .dps import DPSSettings, dps
+from .end_to_end import SupervisedSettings, unet, varnet
 from .langevin import LangevinSettings, langevin
 from .least_squares import LeastSquaresSettings, least_squares
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
@@ -65,6 +66,8 @@ METHODS: dict[str, Method] = {
     "vae": Method(vae, VAESettings, prior="vae"),
     "range": Method(range_search, RangeSettings, prior="vae"),
     "narnhofer": Method(narnhofer, NarnhoferSettings, prior="vae"),
+    "varnet": Method(varnet, SupervisedSettings, prior="supervised"),
+    "unet": Method(unet, SupervisedSettings, prior="supervised"),
 }
 
 

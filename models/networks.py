@@ -38,15 +38,25 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
         When the name or an argument is not known, naming those that are, or a value does not do.
     """
     arguments = dict(description)
-    name = arguments.pop("name", "unet")
-    if name not in NETWORKS:
-        raise ValueError(f"network {name!r} is not known; there are: {', '.join(NETWORKS)}")
-    kind = NETWORKS[name]
+    return build_from(NETWORKS, arguments.pop("name", "unet"), arguments)
+
+
+def build_from(registry: Mapping[str, type[nn.Module]], name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network of that name in a registry.
+
+    Raises
+    ------
+    ValueError
+        When the name or an argument is not known, naming those that are, or a value does not do.
+    """
+    if name not in registry:
+        raise ValueError(f"network {name!r} is not known; there are: {', '.join(registry)}")
+    kind = registry[name]
     check_arguments(kind, name, arguments)
     try:
         return kind(**arguments)
     except (TypeError, RuntimeError, IndexError) as error:
-        raise ValueError(f"network {name!r} cannot be made with {arguments}: {error}") from error
+        raise ValueError(f"network {name!r} cannot be made with {dict(arguments)}: {error}") from error
 
 
 def check_arguments(kind: type[nn.Module], name: str, arguments: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ from .foreign import load_foreign
 from .networks import network_name
 from .preconditioning import Denoiser
 from .prior_description import describe
+from .supervised import FORMAT as SUPERVISED_FORMAT
+from .supervised import read_supervised
 from .vae_prior import VAE_FORMAT, read_vae
 from .weights_file import PriorError, read_weights, write_weights
 
@@ -176,5 +178,6 @@ READERS: dict[str, Callable[[dict[str, Any], Weights, Path], AnyPrior]] = {
     FORMAT: _diffusion,
     _FIRST_FORMAT: _first_diffusion,
     VAE_FORMAT: read_vae,
+    SUPERVISED_FORMAT: read_supervised,
 }
 """Of each format of file, what makes a prior of it: `reader(description, weights, path)`."""

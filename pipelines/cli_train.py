@@ -20,10 +20,10 @@ def train(
     patch: Annotated[int, typer.Option(min=32, max=512, help="Edge of a patch in pixels.")] = 96,
     learning_rate: Annotated[float, typer.Option(min=1e-6, max=0.1)] = 8e-4,
     network: Annotated[
-        str | None, typer.Option(help="Of a diffusion prior: unet (where not given), ncsnv2 or ncsnpp.")
+        str | None, typer.Option(help="Of a diffusion prior: unet (usual), ncsnv2, ncsnpp; supervised: varnet, unet.")
     ] = None,
     loss: Annotated[
-        str, typer.Option(help="edm, ve (score matching, VE-SDE), ncsnv2 (discrete levels), or vae.")
+        str, typer.Option(help="edm, ve (score matching, VE-SDE), ncsnv2 (discrete levels), vae, or supervised.")
     ] = "edm",
     channels: Annotated[int, typer.Option(min=1, max=2, help="2: complex images; 1: magnitudes.")] = 2,
     widths: Annotated[
@@ -39,8 +39,12 @@ def train(
     sigma_max: Annotated[float | None, typer.Option(help="Highest noise level; else the loss's own.")] = None,
     levels: Annotated[int, typer.Option(min=2, help="Noise levels of --loss ncsnv2.")] = 2311,
     bank: Annotated[
-        int, typer.Option(min=1, help="Augmented patches made ahead (100 kB each on disk; 400 kB at --patch 320).")
-    ] = 16_000,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Augmented patches made ahead (16000; 100 kB each on disk, 400 kB at --patch 320), or slices (4000).",
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option(help="Lightning's: 32-true, bf16-mixed, 16-mixed.")] = "32-true",
     accelerator: Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="GPUs (or processes), by DDP.")] = 1,
@@ -49,12 +53,28 @@ def train(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     size: Annotated[
-        int, typer.Option(min=0, help="Of --loss vae: edge of whole slices, for a dense latent; 0: any size.")
+        int,
+        typer.Option(min=0, help="Edge of whole slices; --loss vae: for a dense latent, else 0; supervised: 128."),
     ] = 0,
-    covariance: Annotated[str, typer.Option(help="Of --loss vae: identity, diagonal or structured.")] = "structured",
+    covariance: Annotated[
+        str | None, typer.Option(help="Of --loss vae: identity, diagonal or structured (usual).")
+    ] = None,
     mean_steps: Annotated[
         int | None, typer.Option(min=0, help="Of --loss vae: steps of the first stage (60 %; with --begin-with none).")
     ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="Of --loss supervised: the masks of its scans, as of evaluate (gaussian-1d).")
+    ] = None,
+    r: Annotated[float | None, typer.Option("--r", help="Undersampling of the mask, ACS counted (4).")] = None,
+    spokes: Annotated[int | None, typer.Option(help="Of the mask radial (25).")] = None,
+    probability: Annotated[float | None, typer.Option(help="Of a row of the mask horizontal (0.2).")] = None,
+    acs: Annotated[int | None, typer.Option(min=1, help="Lines, or edge of the square; else the mask's own.")] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Of each real channel over the image's maximum; two numbers are a range: 0.01,0.1 (0.01)."),
+    ] = None,
+    coils: Annotated[str | None, typer.Option(help="Number of coils, or a range of it: 1,8 (8).")] = None,
+    error: Annotated[str | None, typer.Option(help="Of --loss supervised: mse or l1 (mse).")] = None,
     begin_with: Annotated[
         str | None, typer.Option(help="Prior (released or a file) whose weights to begin with.")
     ] = None,
@@ -62,7 +82,8 @@ def train(
 ) -> None:
     """Train a prior on magnitude or complex images, with random contrast, phase, size and pose.
 
-    A diffusion prior, or with --loss vae a variational autoencoder with structured covariance, in two stages.
+    A diffusion prior; with --loss vae a variational autoencoder with structured covariance, in two stages; with --loss
+    supervised a network for scans of one kind, simulated as --mask, --noise and --coils say.
 
     Writes prior.safetensors (usable as `prior:` of a recipe), curve.csv and samples.png as it goes.
     What goes with what, and commands for each prior: docs/priors.md.
@@ -73,32 +94,46 @@ def train(
         from scanprior.models.prior import PriorError
         from scanprior.sim.image_sources import load_sources
         from scanprior.sim.image_stack import SourceError
+        from scanprior.sim.supervised_settings import SupervisedTraining
+        from scanprior.sim.supervised_training import train_supervised
         from scanprior.sim.training import train_prior
         from scanprior.sim.training_settings import TrainingSettings
         from scanprior.sim.vae_settings import VAESettings
         from scanprior.sim.vae_training import train_vae
 
+        from .train_scans import scans
         from .training_data import images_for_training
     except ImportError as error:
         raise typer.BadParameter(f"training needs the extra: pip install 'scanprior[train]' ({error})") from error
     options = _options(network_option or [])
-    settings: TrainingSettings | VAESettings
+    settings: TrainingSettings | VAESettings | SupervisedTraining
     try:
-        if loss == "vae":
-            not_read = {"--network": network, "--blocks": blocks, "--sigma-min": sigma_min, "--sigma-max": sigma_max}
-            _refuse(loss, not_read)
+        scanned = {
+            "--mask": mask, "--r": r, "--spokes": spokes, "--probability": probability, "--acs": acs, "--noise": noise,
+            "--coils": coils, "--error": error,
+        }  # fmt: skip
+        other = {"--blocks": blocks, "--sigma-min": sigma_min, "--sigma-max": sigma_max}
+        if loss == "supervised":
+            _refuse(loss, other | {"--widths": widths, "--mean-steps": mean_steps, "--covariance": covariance})
+            settings = SupervisedTraining(
+                steps, batch, size or 128, learning_rate, bank or 4000, precision, accelerator, devices, threads,
+                save_every, seed, channels, network or "varnet", options, begin_with=begin_with, workers=workers,
+                **scans(mask, r, spokes, probability, acs, noise, coils, error),
+            )  # fmt: skip
+        elif loss == "vae":
+            _refuse(loss, other | scanned | {"--network": network})
             numbers = _numbers(widths)
-            options = {"covariance": covariance} | ({"widths": numbers} if numbers else {}) | options
+            options = {"covariance": covariance or "structured"} | ({"widths": numbers} if numbers else {}) | options
             settings = VAESettings(
-                steps, batch, patch, learning_rate, bank, precision, accelerator, devices, threads, save_every, seed,
-                begin_with, channels, size or None, options, mean_steps, workers=workers,
+                steps, batch, patch, learning_rate, bank or 16_000, precision, accelerator, devices, threads,
+                save_every, seed, begin_with, channels, size or None, options, mean_steps, workers=workers,
             )  # fmt: skip
         else:
-            _refuse(loss, {"--size": size or None, "--mean-steps": mean_steps})
+            _refuse(loss, scanned | {"--size": size or None, "--mean-steps": mean_steps, "--covariance": covariance})
             settings = TrainingSettings(
-                steps, batch, patch, learning_rate, _numbers(widths), _numbers(blocks), bank, precision, accelerator,
-                devices, threads, save_every, seed, begin_with, network or "unet", loss, channels, options, sigma_min,
-                sigma_max, levels, workers,
+                steps, batch, patch, learning_rate, _numbers(widths), _numbers(blocks), bank or 16_000, precision,
+                accelerator, devices, threads, save_every, seed, begin_with, network or "unet", loss, channels, options,
+                sigma_min, sigma_max, levels, workers,
             )  # fmt: skip
         parameters = sum(weight.numel() for weight in settings.build().parameters())
     except ValueError as error:
@@ -113,9 +148,12 @@ def train(
             typer.echo(f"{settings}, {parameters / 1e6:.1f} million parameters")
             return
         files, _ = images_for_training(data, out / "scans", threads)
-        path = (
-            train_vae(files, out, settings) if isinstance(settings, VAESettings) else train_prior(files, out, settings)
-        )
+        if isinstance(settings, SupervisedTraining):
+            path = train_supervised(files, out, settings)
+        elif isinstance(settings, VAESettings):
+            path = train_vae(files, out, settings)
+        else:
+            path = train_prior(files, out, settings)
         typer.echo(f"prior: {path}")
     except (FileNotFoundError, FileExistsError, ImportError, PriorError, SourceError) as error:
         typer.echo(f"train: {error}", err=True)

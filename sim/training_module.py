@@ -84,8 +84,12 @@ class Average(WeightAveraging):
         """After every optimiser step."""
         return step_idx is not None
 
+    def averaged(self, module: pl.LightningModule) -> pl.LightningModule:
+        """The module with averaged weights, or the current one where no average exists yet."""
+        return getattr(self._average_model, "module", module)
+
     def denoiser(self, module: DenoiserTraining) -> Denoiser:
         """The averaged denoiser, or the current one where no average exists yet."""
-        averaged = getattr(self._average_model, "module", module)
+        averaged = self.averaged(module)
         assert isinstance(averaged, DenoiserTraining)
         return averaged.denoiser
