@@ -1,7 +1,7 @@
 #!/bin/bash
 # The papers' findings and the choice of the default, by `scanprior evaluate`; benchmarks/papers.md tells what came out.
 #
-#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_slow default recorded langevin score_mri magnitude spread]
+#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_slow default recorded langevin score_mri magnitude spread robust]
 #
 # Without arguments all parts. A part that was cut goes on when started again. Weights of the baselines are tuned on
 # training images wherever they are compared; `choice` looks at training images only, the others at test images.
@@ -83,6 +83,15 @@ spread() {
     --out "$OUT/spread"
 }
 
-for part in "${@:-choice choice_slow default recorded langevin score_mri magnitude spread}"; do
+# from one coil to many, from R = 1 to 12, with much noise and none: whether the default holds without tuning
+robust() {
+  local coils
+  for coils in 1 4 32; do
+    evaluate --data "$T1" --methods sense,tv,dds:steps=20,samples=4 --coils $coils --masks uniform-1d,gaussian-2d --r 1,4,12 \
+      --snr 10,none --images 1 --size 96 --out "$OUT/robust_$coils"
+  done
+}
+
+for part in "${@:-choice choice_slow default recorded langevin score_mri magnitude spread robust}"; do
   for name in $part; do "$name"; done
 done

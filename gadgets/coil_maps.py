@@ -27,7 +27,7 @@ class CoilMaps:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def of(self, key: Key, acs: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
+    def of(self, key: Key, acs: np.ndarray, shape: tuple[int, int], sigma: float) -> torch.Tensor:
         """Maps (coil, y, x), or (set, coil, y, x), from calibration k-space; made once for each.
 
         Parameters
@@ -36,6 +36,8 @@ class CoilMaps:
             (coil, y, x) complex64, whitened.
         shape
             Matrix (y, x) of the image.
+        sigma
+            Standard deviation of the complex noise in `acs`; 0 where it is not known.
 
         Raises
         ------
@@ -49,7 +51,7 @@ class CoilMaps:
         wanted = self._settings
         maps, _ = espirit_maps(
             torch.from_numpy(acs).to(self._device), shape, kernel=wanted.kernel, threshold=wanted.threshold,
-            crop=wanted.crop, sets=wanted.sets,
+            crop=wanted.crop, sets=wanted.sets, sigma=sigma,
         )  # fmt: skip
         log.info("maps of %s from %s calibration samples in %.2f s", key, acs.shape, time.perf_counter() - began)
         self._kept.pop(key, None)

@@ -275,7 +275,7 @@ class ScanSession:
         shape = self._image_shape(data)
         if acs is not None:
             try:
-                self._maps.of(data.acs_key or data.key, acs, shape)
+                self._maps.of(data.acs_key or data.key, acs, shape, whitening.sigma)
             except ValueError as error:
                 log.info("maps of %s wait for the whole slice: %s", data.key, error)
 
@@ -291,7 +291,7 @@ class ScanSession:
         if self.recipe.needs_maps:
             # without calibration lines ESPIRiT itself says what can be done
             acs = problem.kspace[..., :0, :] if problem.acs is None else problem.acs
-            maps = self._maps.of(problem.acs_key or problem.key, acs, self._image_shape(data))
+            maps = self._maps.of(problem.acs_key or problem.key, acs, self._image_shape(data), whitening.sigma)
             self._maps.forget_before(problem.acs_key or problem.key)
         self._go_on()
         result = self._run_method(problem, maps)

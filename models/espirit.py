@@ -32,6 +32,7 @@ def espirit_maps(
     crop: float = 0.95,
     sets: int = 1,
     width: int = 24,
+    sigma: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Estimate coil maps from fully sampled k-space around the centre.
 
@@ -58,6 +59,11 @@ def espirit_maps(
         Maps are zero where the eigenvalue is not above this.
     sets
         Sets of maps; 2 where the field of view is smaller than the object.
+    sigma
+        Standard deviation of the complex noise in `acs`, 0 where it is not known. Singular values that noise alone
+        would have are left out too, whatever `threshold` says: at low SNR they are larger, and maps of noise were the
+        result. Noise of n patches of m numbers has none above sigma (sqrt(m) + sqrt(n)) (Marchenko and Pastur 1967;
+        measured, it holds for overlapping patches to 3 %).
     width
         The middle `width` samples of each axis are used, of a fully sampled readout for example.
 
@@ -78,10 +84,12 @@ def espirit_maps(
         If a number is out of range, or the ACS is not complex or not finite.
     """
     _check(acs, shape, kernel, threshold, crop, sets, width)
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"expected a noise level sigma of 0 or more, got {sigma}")
     assert acs is not None
     batch = acs.shape[:-3]
     results = [
-        _slice_maps(_middle(each.to(torch.complex64), width), shape, kernel, threshold, crop, sets)
+        _slice_maps(_middle(each.to(torch.complex64), width), shape, kernel, threshold, crop, sets, sigma)
         for each in acs.reshape(-1, *acs.shape[-3:])
     ]
     maps = torch.stack([one[0] for one in results]).reshape(*batch, sets, acs.shape[-3], *shape)
@@ -132,13 +140,14 @@ def _middle(acs: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _slice_maps(
-    acs: torch.Tensor, shape: tuple[int, int], kernel: int, threshold: float, crop: float, sets: int
+    acs: torch.Tensor, shape: tuple[int, int], kernel: int, threshold: float, crop: float, sets: int, sigma: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps (set, coil, y, x) and eigenvalues (set, y, x) of one slice."""
     coils = acs.shape[0]
     # Scaled, so that squares of any receiver's amplitudes stay within float32.
-    acs = acs / acs.abs().amax()
-    lags = _kernel_autocorrelation(acs, kernel, threshold)
+    largest = acs.abs().amax()
+    acs = acs / largest
+    lags = _kernel_autocorrelation(acs, kernel, threshold, sigma / float(largest))
     along_y, along_x = (_lag_phases(size, kernel, acs) for size in shape)
     # (lag y, lag x, coil pair), so that the sums below are plain matrix products.
     lags = lags.permute(2, 3, 0, 1).reshape(2 * kernel - 1, -1) / kernel**2
@@ -169,14 +178,17 @@ def _gram(rows: torch.Tensor) -> torch.Tensor:
     return rows @ rows.mH
 
 
-def _kernel_autocorrelation(acs: torch.Tensor, kernel: int, threshold: float) -> torch.Tensor:
+def _kernel_autocorrelation(acs: torch.Tensor, kernel: int, threshold: float, sigma: float) -> torch.Tensor:
     """Sum over kernels v and taps q of v_c(q + lag) conj(v_d(q)), as (c, d, lag y, lag x) with lags from 1 - kernel."""
     coils = acs.shape[0]
     patches = acs.unfold(1, kernel, 1).unfold(2, kernel, 1)
     columns = patches.permute(0, 3, 4, 1, 2).reshape(coils * kernel**2, -1)
     # Squares halve the digits: the smallest singular value kept is `threshold`, so eigenvalues go down to its square.
     values, vectors = torch.linalg.eigh(_gram(columns.to(torch.complex128)) if threshold < 1e-2 else _gram(columns))
-    kept = vectors[:, values > threshold**2 * values[-1]].to(acs.dtype)
+    noise = sigma * (math.sqrt(columns.shape[0]) + math.sqrt(columns.shape[1]))
+    # where all is noise the largest is kept: maps that mean nothing, but maps
+    least = min(max(threshold**2 * float(values[-1]), noise**2), float(values[-1]) * (1 - 1e-6))
+    kept = vectors[:, values > least].to(acs.dtype)
     projection = _gram(kept).reshape(coils, kernel, kernel, coils, kernel, kernel)
     for first, second in ((1, 4), (1, 3)):
         # A sum along a diagonal of (tap, tap) is one lag; each pass turns one such pair of axes into a last axis.

@@ -112,7 +112,7 @@ class TestScan:
                 centre = self.kspace[:, rows, columns]
                 self._maps[settings], _ = espirit_maps(
                     centre.to(device), self.truth.shape, kernel=settings.kernel, threshold=settings.threshold,
-                    crop=settings.crop, sets=settings.sets,
+                    crop=settings.crop, sets=settings.sets, sigma=self.sigma,
                 )  # fmt: skip
         return self._maps[settings].to(device)
 

@@ -181,3 +181,24 @@ def test_bad_input_is_named() -> None:
         espirit_maps(acs, (32, 32), crop=1.5)
     with pytest.raises(ValueError, match="kernel"):
         espirit_maps(acs, (32, 32), kernel=0)
+
+
+def test_noise_above_the_threshold_makes_no_maps() -> None:
+    """At low SNR singular values of noise lie above 2 % of the largest: without knowing it the maps are noise's."""
+    noise = 0.1
+    kspace, truth, inside = simulate(4, (64, 64), noise)
+    acs = middle(kspace, 24, 24)
+
+    def agreement(sigma: float) -> float:
+        maps, _ = espirit_maps(acs, (64, 64), crop=0.8, sigma=sigma)
+        seen = inside & (maps.abs().sum(0) > 0)
+        assert float(seen.sum() / inside.sum()) > 0.95, "the head is not lost"
+        return float(angles(maps[:, seen], truth[:, seen]).median())
+
+    with_it, without = agreement(noise), agreement(0.0)
+    assert with_it < 4.5
+    assert without > 30
+    maps, _ = espirit_maps(acs, (64, 64), sigma=1e3)  # all is noise: something, and finite
+    assert torch.isfinite(torch.view_as_real(maps)).all()
+    with pytest.raises(ValueError, match=r"noise level sigma of 0 or more, got -1\.0"):
+        espirit_maps(acs, (64, 64), sigma=-1.0)
