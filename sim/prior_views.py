@@ -223,7 +223,7 @@ def diffusion_rows(
     stages = unconditional_draws(prior, shape, levels, generator)
     alike = isinstance(prior, MagnitudePrior)  # it denoises real and imaginary part as two images
     pictures = [(stage.real if alike else stage.abs()).numpy() for stage in stages]
-    top = _top(pictures[-1])
+    top = _top(list(pictures[-1]))
     shown = sorted({int(np.argmin(np.abs(np.log(np.asarray(levels) / s)))) for s in (2.0, 0.5, 0.1)})
     rows = [
         Row(f"draws from noise as they form: E[x0 | x] at sigma = {levels[at]:.2g}",
@@ -286,8 +286,10 @@ def _shown(images: torch.Tensor) -> list[np.ndarray]:
     return list(flat.numpy())
 
 
-def _top(pictures: Sequence[np.ndarray] | np.ndarray) -> float:
-    return float(np.percentile(np.stack(list(pictures)), 99.7)) or 1.0
+def _top(pictures: Sequence[np.ndarray]) -> float:
+    """White of pictures; those of a prior that has not learned yet may be negative throughout."""
+    found = float(np.percentile(np.stack(list(pictures)), 99.7))
+    return found if found > 0 else 1.0
 
 
 def _limit(pictures: Sequence[np.ndarray]) -> float:

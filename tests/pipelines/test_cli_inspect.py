@@ -46,6 +46,8 @@ def image_file(folder: Path, shape: tuple[int, int]) -> Path:
 
 def run(*arguments: object) -> tuple[int, str]:
     result = RUNNER.invoke(app, ["inspect-prior", *map(str, arguments)], env={"COLUMNS": "400", "TERM": "dumb"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
     return result.exit_code, " ".join(result.output.split())
 
 
