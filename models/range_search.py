@@ -196,7 +196,11 @@ class Search:
         decoder.requires_grad_(True)
         z = begin.z.clone().requires_grad_(True)
         solver = torch.optim.Adam(
-            [{"params": [z], "lr": settings.latent_rate}, {"params": decoder.parameters(), "lr": settings.weight_rate}]
+            [
+                # z is where its gradient is zero: without the 1 (of a nat) Adam would make a full step of its rounding
+                {"params": [z], "lr": settings.latent_rate, "eps": 1.0},
+                {"params": decoder.parameters(), "lr": settings.weight_rate},
+            ]
         )
         lowest, best = float("inf"), (begin.z, begin.image)
         history: list[float] = []
