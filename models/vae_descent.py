@@ -65,26 +65,36 @@ def published(
     done = Descent(image, decoded, [value])
     steps = [torch.ones_like(value), torch.ones_like(value)]
     for iteration in range(iterations):
-        slope = objective.image_gradient(image, decoded)
-        image, value, steps[0] = _backtrack(
-            image, value, slope, 2 * steps[0], lambda trial: objective.value(trial, decoded)
-        )
-        _, slope = objective.latent_gradient(image, decoded)
-        last = decoded
-
-        def evaluate(trial: torch.Tensor) -> torch.Tensor:
-            nonlocal last
-            last = objective.decode(trial)
-            return objective.value(image, last)
-
-        point, value, steps[1] = _backtrack(decoded.z.detach(), value, slope, 2 * steps[1], evaluate)
-        # the last trial is the new point, unless elements of the batch stopped at different trials
-        decoded = last if torch.equal(point, last.z) else objective.decode(point)
+        image, value, steps[0] = _image_step(objective, image, decoded, value, 2 * steps[0])
+        decoded, value, steps[1] = _latent_step(objective, image, decoded, value, 2 * steps[1])
         done = Descent(image, decoded, [*done.history, value])
         progress(iteration + 1, iterations)
         if done.settled(tolerance):
             break
     return done
+
+
+def _image_step(
+    objective: VAEObjective, image: torch.Tensor, decoded: Decoded, value: torch.Tensor, step: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    slope = objective.image_gradient(image, decoded)
+    return _backtrack(image, value, slope, step, lambda trial: objective.value(trial, decoded))
+
+
+def _latent_step(
+    objective: VAEObjective, image: torch.Tensor, decoded: Decoded, value: torch.Tensor, step: torch.Tensor
+) -> tuple[Decoded, torch.Tensor, torch.Tensor]:
+    _, slope = objective.latent_gradient(image, decoded)
+    last = decoded
+
+    def evaluate(trial: torch.Tensor) -> torch.Tensor:
+        nonlocal last
+        last = objective.decode(trial)
+        return objective.value(image, last)
+
+    point, value, step = _backtrack(decoded.z.detach(), value, slope, step, evaluate)
+    # the last trial is the new point, unless elements of the batch stopped at different trials
+    return last if torch.equal(point, last.z) else objective.decode(point), value, step
 
 
 def _backtrack(

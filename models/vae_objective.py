@@ -3,8 +3,8 @@
     f(x, z) = ||A x - y||^2 / (2 gamma^2) + lam (nll(x; z) + mu ||z||^2 / 2),
     nll(x; z) = -sum_i log L_ii + 1/2 ||L^T (x - G(z))||^2, L = L(z)
 
-(The paper's eq. 10 doubles the log-determinant and writes L for L^T.) With lam = mu = 1 it is, but for a constant, minus
-the logarithm of the posterior of x and z.
+(The paper's eq. 10 doubles the log-determinant and writes L for L^T.) With lam = mu = 1 it is, but for a constant,
+minus the logarithm of the posterior of x and z.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ class VAEPrior(Protocol):
     @property
     def scale(self) -> tuple[float, float]:
         """(percentile, value): which percentile of a magnitude image has which value in the prior's scale."""
+
+    def for_shape(self, shape: tuple[int, int]) -> VAEPrior:
+        """This prior for images (y, x): latents alone may not tell the size to the pixel."""
 
     def latent_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         """Shape of the latents of one image (y, x)."""
@@ -115,7 +118,9 @@ class VAEObjective:
         self, prior: VAEPrior, model: SenseModel, kspace: torch.Tensor, phase: torch.Tensor | None, gamma: float,
         lam: float, mu: float, copies: int = 1,
     ) -> None:  # fmt: skip
-        self.prior, self.model, self.kspace, self.phase = prior, model, kspace, phase
+        rows, columns = model.maps.shape[-2:]
+        self.prior = prior.for_shape((rows, columns))
+        self.model, self.kspace, self.phase = model, kspace, phase
         self.gamma, self.lam, self.mu, self.copies = gamma, lam, mu, copies
         adjoint = model.H(kspace)
         self._event = len(model.image_shape)

@@ -198,7 +198,9 @@ def _descend(
     tolerance = settings.tolerance * rows * columns
     if settings.form == "published":
         return published(problem, image, latents, iterations, tolerance, tell)
-    return fast(problem, image, latents, metric, iterations, tolerance, settings.cg_iterations, settings.cg_tolerance, tell)
+    return fast(
+        problem, image, latents, metric, iterations, tolerance, settings.cg_iterations, settings.cg_tolerance, tell
+    )
 
 
 def _together(histories: list[torch.Tensor]) -> list[float]:

@@ -18,7 +18,7 @@ from scanprior.models.vae_reconstruction import GAMMA_FLOOR, VAESettings, vae
 from support import random_complex
 
 SHAPE = (10, 12)
-EXACT = {"tolerance": 1e-12, "cg_tolerance": 1e-10, "cg_iterations": 200}
+EXACT = {"tolerance": 1e-12, "cg_tolerance": 1e-8, "cg_iterations": 200}
 
 
 def scan_of(
@@ -146,7 +146,7 @@ def test_the_objective_never_rises(form: str, prior: LinearVAE) -> None:
 def test_the_fast_form_is_lower_with_far_fewer_evaluations() -> None:
     prior = CurvedVAE(SHAPE)
     scan, _ = scan_of(prior)
-    slow = run(scan, prior, form="published", tolerance=1e-5)
+    slow = run(scan, prior, form="published", iterations=250)
     before = prior.decodings
     quick = run(scan, prior, form="fast")
     assert quick.info["objective"][-1] <= slow.info["objective"][-1] + 1e-3
