@@ -122,20 +122,14 @@ def _backtrack(
 
 
 def fast(
-    objective: VAEObjective, image: torch.Tensor, latents: torch.Tensor, metric: torch.Tensor, iterations: int,
-    tolerance: float, cg_iterations: int, cg_tolerance: float, progress: Progress,
+    objective: VAEObjective, image: torch.Tensor, latents: torch.Tensor, iterations: int, tolerance: float,
+    cg_iterations: int, cg_tolerance: float, progress: Progress,
 ) -> Descent:  # fmt: skip
     """Variable projection: L-BFGS on z -> min_x f(x, z), where CG, warm-started, finds the x of each z.
 
     (Golub and Pereyra, SIAM J. Numer. Anal. 1973; Liu and Nocedal, Math. Program. 1989, with Armijo's condition.) An
     iteration is one trial step of every element, with one evaluation of the decoders, forward and backward; elements
     whose trial fails try half of it in the next one, while the others go on.
-
-    Parameters
-    ----------
-    metric
-        Like `latents`: about how large the variance of each latent is, given the image. It is to L-BFGS what the
-        inverse of the Hessian is before anything is known.
     """
     decoded = objective.decode(latents)
     image = objective.image(image, decoded, cg_iterations, cg_tolerance)
@@ -143,7 +137,7 @@ def fast(
     done = Descent(image, decoded, [_finite(value)])
     point = decoded.z.detach()
     memory: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    direction = _direction(slope, metric, memory)
+    direction = _direction(slope, memory)
     step = torch.ones_like(value)
     for iteration in range(iterations):
         trial = point + _wide(step, point).to(point.dtype) * direction
@@ -162,7 +156,7 @@ def fast(
         point, slope = torch.where(pick, trial, point), torch.where(pick, new_slope, slope)
         image, value = torch.where(_wide(good, image), trial_image, image), torch.where(good, new, value)
         step = torch.where(good, 1.0, _SHRINK * step)
-        direction = torch.where(pick, _direction(slope, metric, memory), direction)
+        direction = torch.where(pick, _direction(slope, memory), direction)
 
         done = Descent(image, decoded, [*done.history, value])
         progress(iteration + 1, iterations)
@@ -173,9 +167,7 @@ def fast(
     return done
 
 
-def _direction(
-    slope: torch.Tensor, metric: torch.Tensor, memory: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-) -> torch.Tensor:
+def _direction(slope: torch.Tensor, memory: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Minus the gradient times what L-BFGS takes for the inverse Hessian, for each element (its two loops).
 
     A pair (s, y, 1 / <s, y>) whose last entry is 0 counts for nothing.
@@ -186,12 +178,12 @@ def _direction(
         share = weight * inner(moved, q, 1)
         q = q - share * bent
         shares.append(share)
-    scale = 1 / inner(metric * slope, slope, 1).sqrt().clamp_min(1e-30)  # a first step of length 1 in the metric
+    scale = 1 / inner(slope, slope, 1).sqrt().clamp_min(1e-30)  # a first step of length 1
     for _, bent, weight in memory:
         known = weight > 0
-        size = inner(metric * bent, bent, 1)
+        size = inner(bent, bent, 1)
         scale = torch.where(known, 1 / (torch.where(known, weight, 1) * torch.where(known, size, 1)), scale)
-    q = scale * metric * q
+    q = scale * q
     for (moved, bent, weight), share in zip(memory, reversed(shares), strict=True):
         q = q + (share - weight * inner(bent, q, 1)) * moved
     return -q

@@ -149,8 +149,8 @@ class VAEObjective:
         """A^H A of these real images."""
         return self.to_real(self.model.normal(self.to_complex(x)))
 
-    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance of the latents (element, set, *latent) that the encoder gives images.
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean of the latents (element, set, *latent) that the encoder gives images.
 
         Raises
         ------
@@ -158,15 +158,14 @@ class VAEObjective:
             If the encoder's latents are not of the shape that the prior says.
         """
         with torch.no_grad():
-            mean, log_var = self.prior.encode(x.flatten(0, 1))
+            mean, _ = self.prior.encode(x.flatten(0, 1))
         shape = self.latent_shape
-        for tensor in (mean, log_var):
-            if tuple(tensor.shape) != (self.elements * self.sets, *shape[2:]):
-                raise ValueError(
-                    f"prior {self.prior.name!r}: expected latents {(self.elements * self.sets, *shape[2:])} of its "
-                    f"encoder, got {tuple(tensor.shape)}"
-                )
-        return mean.reshape(shape), log_var.exp().reshape(shape)
+        expected = (self.elements * self.sets, *shape[2:])
+        if tuple(mean.shape) != expected:
+            raise ValueError(
+                f"prior {self.prior.name!r}: expected latents {expected} of its encoder, got {tuple(mean.shape)}"
+            )
+        return mean.reshape(shape)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

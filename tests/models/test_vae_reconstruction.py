@@ -104,11 +104,11 @@ def test_a_linear_decoder_gives_the_closed_form(parts: int, demodulated: bool, c
 def test_the_published_form_finds_it_too() -> None:
     prior = LinearVAE(SHAPE, dtype=torch.float64)
     scan, _ = scan_of(prior)
-    found = run(scan, prior, form="published", tolerance=1e-12)
+    found = run(scan, prior, form="published", tolerance=1e-7)
     exact = Dense(scan, prior, found.info["scale"])
     assert found.info["iterations"] < 5000, "it stopped by itself"
-    assert found.info["objective"][-1] == pytest.approx(exact.objective, rel=1e-6)
-    torch.testing.assert_close(found.image, exact.image, rtol=0, atol=2e-3)
+    assert found.info["objective"][-1] == pytest.approx(exact.objective, rel=1e-5)
+    torch.testing.assert_close(found.image, exact.image, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
