@@ -152,12 +152,12 @@ class Search:
         check_finite(self.method, "objective", value.detach())
         return value
 
-    def latents(self, start: torch.Tensor, size: torch.Tensor, settings: RangeSettings, tell: Callable) -> Found:
-        """Minimise over z from `start` by L-BFGS with Wolfe's conditions, z in units of `size` (like z, above 0)."""
+    def latents(self, start: torch.Tensor, settings: RangeSettings, tell: Callable) -> Found:
+        """Minimise over z from `start` by L-BFGS with Wolfe's conditions."""
         with torch.enable_grad():
-            point = (start / size).detach().requires_grad_(True)
+            z = start.detach().clone().requires_grad_(True)
             solver = torch.optim.LBFGS(
-                [point], max_iter=WINDOW, history_size=_MEMORY, line_search_fn="strong_wolfe", tolerance_grad=0,
+                [z], max_iter=WINDOW, history_size=_MEMORY, line_search_fn="strong_wolfe", tolerance_grad=0,
                 tolerance_change=0,
             )  # fmt: skip
             lowest, best = float("inf"), (start, start)
@@ -165,12 +165,11 @@ class Search:
             def closure() -> torch.Tensor:
                 nonlocal lowest, best
                 solver.zero_grad()
-                z = point * size
                 image = self.generate(z)
                 value = self.value(z, image)
                 value.backward()  # type: ignore[no-untyped-call]
                 if float(value.detach()) < lowest:
-                    lowest, best = float(value.detach()), (z.detach(), image.detach())
+                    lowest, best = float(value.detach()), (z.detach().clone(), image.detach())
                 return value
 
             history = [float(closure().detach())]
@@ -235,8 +234,8 @@ def range_search(
     """The image G(z) that fits the data best: min_z ||A G(z) - y||^2 / (2 gamma^2) + mu ||z||^2 / 2.
 
     (Bora et al., ICML 2017; Duff et al. 2023, eq. 13, which has the weights otherwise: its mu is mu gamma^2 / 2 here.)
-    The first step sizes of L-BFGS are the standard deviations that the encoder gives the latents. What the generator
-    cannot make is not in the image, however good the data are. A prior of one part has G(z) real: the smooth phase of
+    By L-BFGS from every starting point. What the generator cannot make is not in the image, however good the data are.
+    A prior of one part has G(z) real: the smooth phase of
     the CG-SENSE image is taken out of A, and put back at the end.
 
     Parameters
@@ -341,17 +340,15 @@ def _trials(
     search: Search, first: torch.Tensor, settings: RangeSettings, generator: torch.Generator, tell: Progress | Callable
 ) -> list[Found]:
     """The search from every starting point: the encoding of `first`, zero, and random latents."""
-    mean, variance = search.problem.encode(search.problem.to_real(first[None]))
-    for name, values in (("encoding", mean), ("variance of the encoding", variance)):
-        check_finite(search.method, name, values)
-    size = variance.sqrt().clamp_min(1e-3)
+    mean = search.problem.encode(search.problem.to_real(first[None]))
+    check_finite(search.method, "encoding", mean)
     starts = [mean, torch.zeros_like(mean)][: settings.starts]
     while len(starts) < settings.starts:
         starts.append(torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device))
     found = []
     for number, start in enumerate(starts):
         before = number * settings.iterations
-        found.append(search.latents(start, size, settings, lambda step, before=before: tell(before + step)))
+        found.append(search.latents(start, settings, lambda step, before=before: tell(before + step)))
     return found
 
 
