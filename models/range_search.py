@@ -22,6 +22,8 @@ from .scan import Progress, Reconstruction, Scan, Settings
 from .vae_objective import VAEObjective, VAEPrior
 from .vae_problem import VAESetup, check_finite
 
+Tell = Callable[[int], None]
+
 WINDOW = 10
 """Iterations of L-BFGS between two entries of the objective; over so many it must have settled."""
 
@@ -73,7 +75,7 @@ class NarnhoferSettings(RangeSettings):
     """Settings of `narnhofer`; those of `range_search` are for its first part."""
 
     weight_iterations: int = Field(300, ge=1, le=100000, description="the most Adam steps on latents and weights")
-    weight_rate: float = Field(3e-4, gt=0, le=1, description="Adam's rate for the weights")
+    weight_rate: float = Field(1e-3, gt=0, le=1, description="Adam's rate for the weights")
     latent_rate: float = Field(1e-2, gt=0, le=10, description="Adam's rate for the latents")
     tau: float = Field(1.0, gt=0, le=100, description="stop when the residual is this many times the noise")
 
@@ -152,7 +154,7 @@ class Search:
         check_finite(self.method, "objective", value.detach())
         return value
 
-    def latents(self, start: torch.Tensor, settings: RangeSettings, tell: Callable) -> Found:
+    def latents(self, start: torch.Tensor, settings: RangeSettings, tell: Tell) -> Found:
         """Minimise over z from `start` by L-BFGS with Wolfe's conditions."""
         with torch.enable_grad():
             z = start.detach().clone().requires_grad_(True)
@@ -185,7 +187,7 @@ class Search:
                     break
         return Found(*best, history, min(done, settings.iterations), stopped)
 
-    def weights(self, begin: Found, goal: float, settings: NarnhoferSettings, tell: Callable) -> Found:
+    def weights(self, begin: Found, goal: float, settings: NarnhoferSettings, tell: Tell) -> Found:
         """Minimise over z and the decoder's weights by Adam until ||A G(z) - y||^2 <= goal.
 
         The weights are those of a copy: the prior stays as it is, whoever else uses it meanwhile.
@@ -337,7 +339,11 @@ def _reconstruct(
 
 
 def _trials(
-    search: Search, first: torch.Tensor, settings: RangeSettings, generator: torch.Generator, tell: Progress | Callable
+    search: Search,
+    first: torch.Tensor,
+    settings: RangeSettings,
+    generator: torch.Generator,
+    tell: Tell,
 ) -> list[Found]:
     """The search from every starting point: the encoding of `first`, zero, and random latents."""
     mean = search.problem.encode(search.problem.to_real(first[None]))
@@ -347,8 +353,11 @@ def _trials(
         starts.append(torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device))
     found = []
     for number, start in enumerate(starts):
-        before = number * settings.iterations
-        found.append(search.latents(start, settings, lambda step, before=before: tell(before + step)))
+
+        def told(step: int, before: int = number * settings.iterations) -> None:
+            tell(before + step)
+
+        found.append(search.latents(start, settings, told))
     return found
 
 
