@@ -42,11 +42,22 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
     if name not in NETWORKS:
         raise ValueError(f"network {name!r} is not known; there are: {', '.join(NETWORKS)}")
     kind = NETWORKS[name]
-    known = list(inspect.signature(kind).parameters)
-    for key in arguments:
-        if key not in known:
-            raise ValueError(f"network {name!r} has no argument {key!r}; there are: {', '.join(known)}")
+    check_arguments(kind, name, arguments)
     try:
         return kind(**arguments)
     except (TypeError, RuntimeError, IndexError) as error:
         raise ValueError(f"network {name!r} cannot be made with {arguments}: {error}") from error
+
+
+def check_arguments(kind: type[nn.Module], name: str, arguments: Mapping[str, Any]) -> None:
+    """Make sure that a network has all these arguments.
+
+    Raises
+    ------
+    ValueError
+        Naming the first that it has not, and those that it has.
+    """
+    known = list(inspect.signature(kind).parameters)
+    for key in arguments:
+        if key not in known:
+            raise ValueError(f"network {name!r} has no argument {key!r}; there are: {', '.join(known)}")

@@ -13,6 +13,7 @@ from .foreign import load_foreign
 from .networks import network_name
 from .preconditioning import Denoiser
 from .prior_description import describe
+from .vae_prior import VAE_FORMAT, read_vae
 from .weights_file import PriorError, read_weights, write_weights
 
 __all__ = [
@@ -174,5 +175,6 @@ def _first_diffusion(data: dict[str, Any], weights: Weights, path: Path) -> Diff
 READERS: dict[str, Callable[[dict[str, Any], Weights, Path], AnyPrior]] = {
     FORMAT: _diffusion,
     _FIRST_FORMAT: _first_diffusion,
+    VAE_FORMAT: read_vae,
 }
 """Of each format of file, what makes a prior of it: `reader(description, weights, path)`."""

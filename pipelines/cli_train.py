@@ -1,4 +1,4 @@
-"""`scanprior train`: train a diffusion prior."""
+"""`scanprior train`: train a prior."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ def train(
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 8,
     patch: Annotated[int, typer.Option(min=32, max=512, help="Edge of a patch in pixels.")] = 96,
     learning_rate: Annotated[float, typer.Option(min=1e-6, max=0.1)] = 8e-4,
-    network: Annotated[str, typer.Option(help="unet, ncsnv2 or ncsnpp.")] = "unet",
-    loss: Annotated[str, typer.Option(help="edm, ve (score matching, VE-SDE) or ncsnv2 (discrete levels).")] = "edm",
+    network: Annotated[
+        str | None, typer.Option(help="Of a diffusion prior: unet (where not given), ncsnv2 or ncsnpp.")
+    ] = None,
+    loss: Annotated[
+        str, typer.Option(help="edm, ve (score matching, VE-SDE), ncsnv2 (discrete levels), or vae.")
+    ] = "edm",
     channels: Annotated[int, typer.Option(min=1, max=2, help="2: complex images; 1: magnitudes.")] = 2,
     widths: Annotated[
         str | None, typer.Option(help="Channels of each resolution (ncsnv2: stage), finest first; unet: 32,64,128,160.")
@@ -44,12 +48,21 @@ def train(
     workers: Annotated[int, typer.Option(min=0, help="Processes that load patches; some 4 for a GPU.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    size: Annotated[
+        int, typer.Option(min=0, help="Of --loss vae: edge of whole slices, for a dense latent; 0: any size.")
+    ] = 0,
+    covariance: Annotated[str, typer.Option(help="Of --loss vae: identity, diagonal or structured.")] = "structured",
+    mean_steps: Annotated[
+        int | None, typer.Option(min=0, help="Of --loss vae: steps of the first stage (60 %; with --begin-with none).")
+    ] = None,
     begin_with: Annotated[
         str | None, typer.Option(help="Prior (released or a file) whose weights to begin with.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the options and the data, then stop.")] = False,
 ) -> None:
-    """Train a diffusion prior on magnitude or complex images, with random contrast, phase, size and pose.
+    """Train a prior on magnitude or complex images, with random contrast, phase, size and pose.
+
+    A diffusion prior, or with --loss vae a variational autoencoder with structured covariance, in two stages.
 
     Writes prior.safetensors (usable as `prior:` of a recipe), curve.csv and samples.png as it goes.
     What goes with what, and commands for each prior: docs/priors.md.
@@ -62,17 +75,32 @@ def train(
         from scanprior.sim.image_stack import SourceError
         from scanprior.sim.training import train_prior
         from scanprior.sim.training_settings import TrainingSettings
+        from scanprior.sim.vae_settings import VAESettings
+        from scanprior.sim.vae_training import train_vae
 
         from .training_data import images_for_training
     except ImportError as error:
         raise typer.BadParameter(f"training needs the extra: pip install 'scanprior[train]' ({error})") from error
+    options = _options(network_option or [])
+    settings: TrainingSettings | VAESettings
     try:
-        settings = TrainingSettings(
-            steps, batch, patch, learning_rate, _numbers(widths), _numbers(blocks), bank, precision, accelerator,
-            devices, threads, save_every, seed, begin_with, network, loss, channels, _options(network_option or []),
-            sigma_min, sigma_max, levels, workers,
-        )  # fmt: skip
-        parameters = sum(weight.numel() for weight in settings.denoiser().parameters())
+        if loss == "vae":
+            not_read = {"--network": network, "--blocks": blocks, "--sigma-min": sigma_min, "--sigma-max": sigma_max}
+            _refuse(loss, not_read)
+            numbers = _numbers(widths)
+            options = {"covariance": covariance} | ({"widths": numbers} if numbers else {}) | options
+            settings = VAESettings(
+                steps, batch, patch, learning_rate, bank, precision, accelerator, devices, threads, save_every, seed,
+                begin_with, channels, size or None, options, mean_steps, workers=workers,
+            )  # fmt: skip
+        else:
+            _refuse(loss, {"--size": size or None, "--mean-steps": mean_steps})
+            settings = TrainingSettings(
+                steps, batch, patch, learning_rate, _numbers(widths), _numbers(blocks), bank, precision, accelerator,
+                devices, threads, save_every, seed, begin_with, network or "unet", loss, channels, options, sigma_min,
+                sigma_max, levels, workers,
+            )  # fmt: skip
+        parameters = sum(weight.numel() for weight in settings.build().parameters())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     try:
@@ -85,10 +113,20 @@ def train(
             typer.echo(f"{settings}, {parameters / 1e6:.1f} million parameters")
             return
         files, _ = images_for_training(data, out / "scans", threads)
-        typer.echo(f"prior: {train_prior(files, out, settings)}")
+        path = (
+            train_vae(files, out, settings) if isinstance(settings, VAESettings) else train_prior(files, out, settings)
+        )
+        typer.echo(f"prior: {path}")
     except (FileNotFoundError, FileExistsError, ImportError, PriorError, SourceError) as error:
         typer.echo(f"train: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def _refuse(loss: str, given: dict[str, Any]) -> None:
+    """An option that this loss does not read is a mistake of who gave it."""
+    for option, value in given.items():
+        if value is not None:
+            raise ValueError(f"{option} is not for loss {loss!r}")
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

@@ -88,6 +88,11 @@ def random_phase(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray
     return phase + rng.uniform(0, 1.5) * _smooth_field(shape, rng, int(rng.integers(1, 6)))
 
 
+def smooth_shading(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Random factors (y, x) near 1 that vary slowly, as a coil's sensitivity leaves them."""
+    return np.exp(rng.uniform(0, 0.25) * _smooth_field(shape, rng, int(rng.integers(1, 4))))
+
+
 def random_image(source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One augmented complex image from a slice, 99.5th percentile of the magnitude near 1.
 
@@ -106,6 +111,6 @@ def random_image(source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     target = np.exp(rng.uniform(np.log(150), np.log(420)))
     image = fourier_resize(source, min(1.0, target / longest))
     image = random_contrast(random_pose(image, rng), rng)
-    shading = np.exp(rng.uniform(0, 0.25) * _smooth_field(image.shape, rng, int(rng.integers(1, 4))))
+    shading = smooth_shading(image.shape, rng)
     gain = np.exp(rng.normal(-0.05, 0.2))
     return (gain * shading * image * np.exp(1j * random_phase(image.shape, rng))).astype(np.complex64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -49,19 +51,35 @@ def prepare_banks(data: list[Path], folder: Path, settings: TrainingSettings) ->
         When no file can be used.
     """
     files = find_images(data)
+    record = claim_folder(files, folder)
+    training, validation = training_bank(folder, settings), folder / VALIDATION
+    if not (training.exists() and validation.exists()):
+        train, held = split_by_subject(load_sources(files).stacks)
+        write_bank(validation, held, 16, seed=12345)
+        write_bank(training, train, settings.bank, settings.seed, max(BANK_PATCH, settings.patch))
+        record()
+    return training, validation
+
+
+def claim_folder(files: list[Path], folder: Path) -> Callable[[], object]:
+    """Make sure that a run's folder holds no banks of other files.
+
+    Returns
+    -------
+    To be called once the banks are written: notes in `folder` what they were made from.
+
+    Raises
+    ------
+    FileExistsError
+        When the banks there were made from other files.
+    """
     made_from, names = folder / "data.txt", "".join(f"{path.name} {path.stat().st_size}\n" for path in files)
     if made_from.exists() and made_from.read_text() != names:
         raise FileExistsError(
             f"{folder} holds patches of other data ({made_from.name} lists it), found {names.split()[0]} and so on: "
             "begin a run of its own in another folder"
         )
-    training, validation = training_bank(folder, settings), folder / VALIDATION
-    if not (training.exists() and validation.exists()):
-        train, held = split_by_subject(load_sources(files).stacks)
-        write_bank(validation, held, 16, seed=12345)
-        write_bank(training, train, settings.bank, settings.seed, max(BANK_PATCH, settings.patch))
-        made_from.write_text(names)
-    return training, validation
+    return partial(made_from.write_text, names)
 
 
 def training_bank(folder: Path, settings: TrainingSettings) -> Path:

@@ -14,8 +14,8 @@ from .image_stack import ImageStack
 BANK_PATCH = 160  # pixels, or more where asked for; training crops its own, smaller or equal patches out of these
 
 
-def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A (size, size) patch; smaller images are set into air first."""
+def random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A (size, size) patch of an image (y, x); smaller images are set into air first."""
     rows, columns = image.shape
     if rows < size or columns < size:
         larger = np.zeros((max(rows, size), max(columns, size)), image.dtype)
@@ -26,15 +26,21 @@ def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     return image[y : y + size, x : x + size]
 
 
+def stack_shares(stacks: list[ImageStack]) -> np.ndarray:
+    """How often each file is drawn: by the fourth root of its number of slices times the edge of a slice in pixels, so
+    that small sets and sharp ones are seen often."""
+    share = np.array([len(stack.slices) ** 0.25 * stack.slices[0].size ** 0.5 for stack in stacks])
+    return share / share.sum()
+
+
 def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int, size: int = BANK_PATCH) -> None:
     """Write `patches` augmented patches to `path`: npy, (patch, 2, size, size) float16, real and imaginary part.
 
-    Every file gets a share by the fourth root of its number of slices times the edge of a slice in pixels, so that
-    small sets and sharp ones are seen often. Three patches come from each augmented slice. Patches of mere air are
+    Every file gets the share of `stack_shares`. Three patches come from each augmented slice. Patches of mere air are
     mostly drawn again.
     """
     rng = np.random.default_rng(seed)
-    share = np.array([len(stack.slices) ** 0.25 * stack.slices[0].size ** 0.5 for stack in stacks])
+    share = stack_shares(stacks)
     partial = path.with_suffix(".partial.npy")
     bank = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=(patches, 2, size, size))
     done = 0
@@ -43,10 +49,10 @@ def write_bank(path: Path, stacks: list[ImageStack], patches: int, seed: int, si
     place = np.random.default_rng([seed, 1]).permutation(patches)
     with tqdm(total=patches, desc=f"augmented patches -> {path.name}") as bar:
         while done < patches:
-            stack = stacks[rng.choice(len(stacks), p=share / share.sum())]
+            stack = stacks[rng.choice(len(stacks), p=share)]
             image = random_image(stack.slices[rng.integers(len(stack.slices))], rng)
             for _ in range(3):
-                patch = _random_crop(image, size, rng)
+                patch = random_crop(image, size, rng)
                 if done == patches or (np.abs(patch).mean() < 0.08 and rng.random() < 0.9):
                     continue
                 bank[place[done], 0], bank[place[done], 1] = patch.real, patch.imag

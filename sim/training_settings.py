@@ -94,6 +94,10 @@ class TrainingSettings:
         """
         return DENOISERS[self.kind](build_network(self.network_description), SIGMA_DATA[self.channels])
 
+    def build(self) -> Denoiser:
+        """What is trained: `denoiser`."""
+        return self.denoiser()
+
     def draw_sigma(self, count: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Noise levels (count,) to train on."""
         low, high = self.sigma_range
