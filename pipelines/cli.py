@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .cli_evaluate import evaluate
+from .cli_inspect import inspect_prior
 from .cli_prior import convert_prior
 from .cli_replay import recipes, replay
 from .cli_serve import serve, stdio
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (replay, serve, stdio, simulate, train, evaluate, convert_prior, recipes):
+for command in (replay, serve, stdio, simulate, train, evaluate, convert_prior, inspect_prior, recipes):
     app.command()(command)
 
 
