@@ -74,7 +74,7 @@ class RangeSettings(Settings):
 class NarnhoferSettings(RangeSettings):
     """Settings of `narnhofer`; those of `range_search` are for its first part."""
 
-    weight_iterations: int = Field(300, ge=1, le=100000, description="the most Adam steps on latents and weights")
+    weight_iterations: int = Field(500, ge=1, le=100000, description="the most Adam steps on latents and weights")
     weight_rate: float = Field(1e-3, gt=0, le=1, description="Adam's rate for the weights")
     latent_rate: float = Field(1e-2, gt=0, le=10, description="Adam's rate for the latents")
     tau: float = Field(1.0, gt=0, le=100, description="stop when the residual is this many times the noise")

@@ -16,6 +16,7 @@ from scanprior.models.forward import SenseModel
 from scanprior.models.magnitude_prior import smooth_phase
 from scanprior.models.methods import METHODS, reconstruct
 from scanprior.models.scan import Reconstruction, Scan
+from scanprior.models.vae_prior import VAEPrior, build_vae
 from support import random_complex
 
 SHAPE = (12, 14)
@@ -200,6 +201,24 @@ def test_slices_sets_and_gain(method: str) -> None:
     assert image.shape == SHAPE
     # the halves have latents and a scale of their own, and still it is one image
     assert float((image - alone).norm()) < 0.2 * float(alone.norm())
+
+
+def test_a_network_of_any_size_stays_as_it_is() -> None:
+    """The decoder makes 12 x 16, a multiple of its coarsest pixel; the scan is of 12 x 14."""
+    torch.manual_seed(0)
+    vae = build_vae({"size": None, "latent": 4, "widths": [4, 8], "middle": 8, "covariance": "identity"}).eval()
+    prior = VAEPrior(vae.requires_grad_(False), "tiny")
+    scan = scan_of(Generator(SHAPE))
+    before = {name: value.clone() for name, value in prior.weights().items()}
+    settings = METHODS["narnhofer"].settings.model_validate(
+        {"iterations": 5, "weight_iterations": 20, "weight_rate": 1e-2}
+    )
+    found = reconstruct("narnhofer", scan, prior, settings)
+    assert found.image.shape == SHAPE
+    assert all(torch.equal(before[name], value) for name, value in prior.weights().items())
+    assert not any(weight.requires_grad for weight in vae.parameters())
+    # entry 1 is where the search in the range ended
+    assert found.info["objective"][-1] < 0.98 * found.info["objective"][1]
 
 
 class Broken(Generator):
