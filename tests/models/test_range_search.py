@@ -210,15 +210,13 @@ def test_a_network_of_any_size_stays_as_it_is() -> None:
     prior = VAEPrior(vae.requires_grad_(False), "tiny")
     scan = scan_of(Generator(SHAPE))
     before = {name: value.clone() for name, value in prior.weights().items()}
-    settings = METHODS["narnhofer"].settings.model_validate(
-        {"iterations": 5, "weight_iterations": 20, "weight_rate": 1e-2}
-    )
+    settings = METHODS["narnhofer"].settings.model_validate({"iterations": 5, "weight_iterations": 20})
     found = reconstruct("narnhofer", scan, prior, settings)
     assert found.image.shape == SHAPE
     assert all(torch.equal(before[name], value) for name, value in prior.weights().items())
     assert not any(weight.requires_grad for weight in vae.parameters())
     # entry 1 is where the search in the range ended
-    assert found.info["objective"][-1] < 0.98 * found.info["objective"][1]
+    assert found.info["objective"][-1] < found.info["objective"][1]
 
 
 class Broken(Generator):
