@@ -26,7 +26,7 @@ class PnPSettings(Settings):
     """Settings of `pnp_admm`. Noise levels are per real channel, in the prior's scale."""
 
     iterations: int = Field(40, ge=1, le=10000, description="the most iterations, of one network evaluation (NFE) each")
-    sigma: float = Field(0.05, gt=0, le=1e4, description="noise level of the denoiser: its strength")
+    sigma: float = Field(0.1, gt=0, le=1e4, description="noise level of the denoiser: its strength")
     sigma_start: float | None = Field(
         None,
         gt=0,

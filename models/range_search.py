@@ -22,6 +22,8 @@ from .scan import Progress, Reconstruction, Scan, Settings
 from .vae_objective import VAEObjective, VAEPrior
 from .vae_problem import VAESetup, check_finite
 
+Tell = Callable[[int], None]
+
 WINDOW = 10
 """Iterations of L-BFGS between two entries of the objective; over so many it must have settled."""
 
@@ -72,8 +74,8 @@ class RangeSettings(Settings):
 class NarnhoferSettings(RangeSettings):
     """Settings of `narnhofer`; those of `range_search` are for its first part."""
 
-    weight_iterations: int = Field(300, ge=1, le=100000, description="the most Adam steps on latents and weights")
-    weight_rate: float = Field(3e-4, gt=0, le=1, description="Adam's rate for the weights")
+    weight_iterations: int = Field(500, ge=1, le=100000, description="the most Adam steps on latents and weights")
+    weight_rate: float = Field(1e-3, gt=0, le=1, description="Adam's rate for the weights")
     latent_rate: float = Field(1e-2, gt=0, le=10, description="Adam's rate for the latents")
     tau: float = Field(1.0, gt=0, le=100, description="stop when the residual is this many times the noise")
 
@@ -152,12 +154,12 @@ class Search:
         check_finite(self.method, "objective", value.detach())
         return value
 
-    def latents(self, start: torch.Tensor, size: torch.Tensor, settings: RangeSettings, tell: Callable) -> Found:
-        """Minimise over z from `start` by L-BFGS with Wolfe's conditions, z in units of `size` (like z, above 0)."""
+    def latents(self, start: torch.Tensor, settings: RangeSettings, tell: Tell) -> Found:
+        """Minimise over z from `start` by L-BFGS with Wolfe's conditions."""
         with torch.enable_grad():
-            point = (start / size).detach().requires_grad_(True)
+            z = start.detach().clone().requires_grad_(True)
             solver = torch.optim.LBFGS(
-                [point], max_iter=WINDOW, history_size=_MEMORY, line_search_fn="strong_wolfe", tolerance_grad=0,
+                [z], max_iter=WINDOW, history_size=_MEMORY, line_search_fn="strong_wolfe", tolerance_grad=0,
                 tolerance_change=0,
             )  # fmt: skip
             lowest, best = float("inf"), (start, start)
@@ -165,12 +167,11 @@ class Search:
             def closure() -> torch.Tensor:
                 nonlocal lowest, best
                 solver.zero_grad()
-                z = point * size
                 image = self.generate(z)
                 value = self.value(z, image)
                 value.backward()  # type: ignore[no-untyped-call]
                 if float(value.detach()) < lowest:
-                    lowest, best = float(value.detach()), (z.detach(), image.detach())
+                    lowest, best = float(value.detach()), (z.detach().clone(), image.detach())
                 return value
 
             history = [float(closure().detach())]
@@ -186,7 +187,7 @@ class Search:
                     break
         return Found(*best, history, min(done, settings.iterations), stopped)
 
-    def weights(self, begin: Found, goal: float, settings: NarnhoferSettings, tell: Callable) -> Found:
+    def weights(self, begin: Found, goal: float, settings: NarnhoferSettings, tell: Tell) -> Found:
         """Minimise over z and the decoder's weights by Adam until ||A G(z) - y||^2 <= goal.
 
         The weights are those of a copy: the prior stays as it is, whoever else uses it meanwhile.
@@ -196,7 +197,11 @@ class Search:
         decoder.requires_grad_(True)
         z = begin.z.clone().requires_grad_(True)
         solver = torch.optim.Adam(
-            [{"params": [z], "lr": settings.latent_rate}, {"params": decoder.parameters(), "lr": settings.weight_rate}]
+            [
+                # z is where its gradient is zero: without the 1 (of a nat) Adam would make a full step of its rounding
+                {"params": [z], "lr": settings.latent_rate, "eps": 1.0},
+                {"params": decoder.parameters(), "lr": settings.weight_rate},
+            ]
         )
         lowest, best = float("inf"), (begin.z, begin.image)
         history: list[float] = []
@@ -231,8 +236,8 @@ def range_search(
     """The image G(z) that fits the data best: min_z ||A G(z) - y||^2 / (2 gamma^2) + mu ||z||^2 / 2.
 
     (Bora et al., ICML 2017; Duff et al. 2023, eq. 13, which has the weights otherwise: its mu is mu gamma^2 / 2 here.)
-    The first step sizes of L-BFGS are the standard deviations that the encoder gives the latents. What the generator
-    cannot make is not in the image, however good the data are. A prior of one part has G(z) real: the smooth phase of
+    By L-BFGS from every starting point. What the generator cannot make is not in the image, however good the data are.
+    A prior of one part has G(z) real: the smooth phase of
     the CG-SENSE image is taken out of A, and put back at the end.
 
     Parameters
@@ -334,20 +339,25 @@ def _reconstruct(
 
 
 def _trials(
-    search: Search, first: torch.Tensor, settings: RangeSettings, generator: torch.Generator, tell: Progress | Callable
+    search: Search,
+    first: torch.Tensor,
+    settings: RangeSettings,
+    generator: torch.Generator,
+    tell: Tell,
 ) -> list[Found]:
     """The search from every starting point: the encoding of `first`, zero, and random latents."""
-    mean, variance = search.problem.encode(search.problem.to_real(first[None]))
-    for name, values in (("encoding", mean), ("variance of the encoding", variance)):
-        check_finite(search.method, name, values)
-    size = variance.sqrt().clamp_min(1e-3)
+    mean = search.problem.encode(search.problem.to_real(first[None]))
+    check_finite(search.method, "encoding", mean)
     starts = [mean, torch.zeros_like(mean)][: settings.starts]
     while len(starts) < settings.starts:
         starts.append(torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device))
     found = []
     for number, start in enumerate(starts):
-        before = number * settings.iterations
-        found.append(search.latents(start, size, settings, lambda step, before=before: tell(before + step)))
+
+        def told(step: int, before: int = number * settings.iterations) -> None:
+            tell(before + step)
+
+        found.append(search.latents(start, settings, told))
     return found
 
 

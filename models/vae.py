@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,15 @@ SEED_CHANNELS = 16  # of the coarsest map that the dense layer makes
 def _activation(x: torch.Tensor) -> torch.Tensor:
     """The paper's rectifier, leaky so that no channel dies; on a CPU silu would be a fifth of the training's time."""
     return F.leaky_relu(x, 0.1)
+
+
+def _keeping(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> Any:
+    """`layer` with weights that keep the variance times gain^2: without normalisation torch's own choice loses a third
+    at every layer, and the training its first thousand steps."""
+    nn.init.normal_(layer.weight, 0, gain / math.sqrt(layer.weight[0].numel()))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 class ResizingBlock(nn.Module):
@@ -44,10 +54,11 @@ class ResizingBlock(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.drop = nn.Dropout2d(dropout) if dropout else nn.Identity()
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
         same = channels_in == channels and resize == "same"
-        self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels, 1)
+        self.skip = nn.Identity() if same else _keeping(nn.Conv2d(channels_in, channels, 1))
+        _keeping(self.enter, math.sqrt(2))
+        _keeping(self.first, math.sqrt(2))
+        _keeping(self.second, 0.3)  # the branch begins small beside the skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (batch, channels_in, y, x) -> (batch, channels, y, x), resized."""
@@ -81,15 +92,19 @@ class Encoder(nn.Module):
         self, parts: int, size: int | None, latent: int, widths: Sequence[int], middle: int, dropout: float
     ) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(parts, widths[0], 3, padding=1)
+        self.enter = _keeping(nn.Conv2d(parts, widths[0], 3, padding=1))
         following = [*widths[1:], middle]
         self.blocks = nn.Sequential(
             *(ResizingBlock(a, b, "down", dropout) for a, b in zip(widths, following, strict=True)),
             ResizingBlock(middle, middle, "same", dropout),
         )
-        self.narrow = nn.Conv2d(middle, 2 * latent if size is None else SEED_CHANNELS, 1)
+        self.narrow = _keeping(nn.Conv2d(middle, 2 * latent if size is None else SEED_CHANNELS, 1))
         coarse = 0 if size is None else size >> len(widths)
-        self.dense = nn.Linear(SEED_CHANNELS * coarse**2, 2 * latent) if size is not None else None
+        self.dense = _keeping(nn.Linear(SEED_CHANNELS * coarse**2, 2 * latent)) if size is not None else None
+        last = self.narrow if self.dense is None else self.dense
+        with torch.no_grad():  # q begins narrow, so that the decoder sees which image it is
+            last.weight[latent:] *= 0.1
+            last.bias[latent:] = -3.0  # type: ignore[index]
 
     def forward(self, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance, float32."""
@@ -109,8 +124,8 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.coarse = 0 if size is None else size >> len(widths)
-        self.dense = nn.Linear(latent, SEED_CHANNELS * self.coarse**2) if size is not None else None
-        self.enter = nn.Conv2d(latent if size is None else SEED_CHANNELS, middle, 3, padding=1)
+        self.dense = _keeping(nn.Linear(latent, SEED_CHANNELS * self.coarse**2)) if size is not None else None
+        self.enter = _keeping(nn.Conv2d(latent if size is None else SEED_CHANNELS, middle, 3, padding=1))
         before = [middle, *reversed(widths[1:])]
         self.blocks = nn.Sequential(
             ResizingBlock(middle, middle, "same", dropout),
@@ -190,7 +205,7 @@ class VAE(nn.Module):
         self.identity = nn.Parameter(torch.tensor(0.0))
         self.covariance_decoder: Decoder | None = None
         if covariance != "identity":
-            channels = coefficient_channels(parts, self.neighbourhood)
+            channels = parts if covariance == "diagonal" else coefficient_channels(parts, self.neighbourhood)
             self.covariance_decoder = Decoder(channels, size, latent, wider, covariance_middle or middle, dropout)
             nn.init.zeros_(self.covariance_decoder.leave.weight)
             nn.init.zeros_(self.covariance_decoder.leave.bias)  # type: ignore[arg-type]
@@ -233,6 +248,8 @@ class VAE(nn.Module):
     def coefficients(self, z: torch.Tensor) -> torch.Tensor:
         """Values of L as `CholeskyFactor` takes them, of the size of the padded images.
 
+        Without neighbours the two parts of a pixel do not couple either.
+
         The couplings are the network's output times the bounded diagonal of their column: L = M D with D the diagonal
         and M of unit diagonal, so that a step of the training means the same at every noise level.
         """
@@ -240,13 +257,16 @@ class VAE(nn.Module):
         if self.covariance_decoder is None:
             self._checked(z)
             rows, columns = (self.size, self.size) if self.size else (n * self.multiple for n in z.shape[-2:])
-            return self.identity_diagonal().expand(len(z), self.parts, rows, columns)
+            diagonal = self.identity_diagonal().expand(len(z), self.parts, rows, columns)
+            return torch.cat([diagonal, torch.zeros_like(diagonal[:, 1:])], 1)
         raw = self.covariance_decoder(self._checked(z))
         diagonal = bounded(raw[:, : self.parts] + self.identity, low, high)
-        cross = diagonal[:, :1] if self.parts == 2 and self.neighbourhood > 1 else diagonal[:, :0]
-        couplings = (raw.shape[1] - self.parts - cross.shape[1]) // self.parts
-        columns = torch.cat([cross, diagonal.repeat(1, couplings, 1, 1)], 1)
-        return torch.cat([diagonal, raw[:, self.parts :] * columns], 1)
+        if self.covariance == "diagonal":
+            return torch.cat([diagonal, torch.zeros_like(diagonal[:, 1:])], 1)
+        couplings = raw[:, self.parts :]
+        cross = self.parts - 1  # the coupling within the pixel is in the first column
+        columns = diagonal.repeat(1, (couplings.shape[1] - cross) // self.parts, 1, 1)
+        return torch.cat([diagonal, couplings * torch.cat([diagonal[:, :cross], columns], 1)], 1)
 
     def factor(self, z: torch.Tensor, shape: tuple[int, int] | None = None) -> CholeskyFactor:
         """L(z); cropped to images (y, x) of `shape`."""

@@ -65,26 +65,36 @@ def published(
     done = Descent(image, decoded, [value])
     steps = [torch.ones_like(value), torch.ones_like(value)]
     for iteration in range(iterations):
-        slope = objective.image_gradient(image, decoded)
-        image, value, steps[0] = _backtrack(
-            image, value, slope, 2 * steps[0], lambda trial: objective.value(trial, decoded)
-        )
-        _, slope = objective.latent_gradient(image, decoded)
-        last = decoded
-
-        def evaluate(trial: torch.Tensor) -> torch.Tensor:
-            nonlocal last
-            last = objective.decode(trial)
-            return objective.value(image, last)
-
-        point, value, steps[1] = _backtrack(decoded.z.detach(), value, slope, 2 * steps[1], evaluate)
-        # the last trial is the new point, unless elements of the batch stopped at different trials
-        decoded = last if torch.equal(point, last.z) else objective.decode(point)
+        image, value, steps[0] = _image_step(objective, image, decoded, value, 2 * steps[0])
+        decoded, value, steps[1] = _latent_step(objective, image, decoded, value, 2 * steps[1])
         done = Descent(image, decoded, [*done.history, value])
         progress(iteration + 1, iterations)
         if done.settled(tolerance):
             break
     return done
+
+
+def _image_step(
+    objective: VAEObjective, image: torch.Tensor, decoded: Decoded, value: torch.Tensor, step: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    slope = objective.image_gradient(image, decoded)
+    return _backtrack(image, value, slope, step, lambda trial: objective.value(trial, decoded))
+
+
+def _latent_step(
+    objective: VAEObjective, image: torch.Tensor, decoded: Decoded, value: torch.Tensor, step: torch.Tensor
+) -> tuple[Decoded, torch.Tensor, torch.Tensor]:
+    _, slope = objective.latent_gradient(image, decoded)
+    last = decoded
+
+    def evaluate(trial: torch.Tensor) -> torch.Tensor:
+        nonlocal last
+        last = objective.decode(trial)
+        return objective.value(image, last)
+
+    point, value, step = _backtrack(decoded.z.detach(), value, slope, step, evaluate)
+    # the last trial is the new point, unless elements of the batch stopped at different trials
+    return last if torch.equal(point, last.z) else objective.decode(point), value, step
 
 
 def _backtrack(
@@ -112,20 +122,14 @@ def _backtrack(
 
 
 def fast(
-    objective: VAEObjective, image: torch.Tensor, latents: torch.Tensor, metric: torch.Tensor, iterations: int,
-    tolerance: float, cg_iterations: int, cg_tolerance: float, progress: Progress,
+    objective: VAEObjective, image: torch.Tensor, latents: torch.Tensor, iterations: int, tolerance: float,
+    cg_iterations: int, cg_tolerance: float, progress: Progress,
 ) -> Descent:  # fmt: skip
     """Variable projection: L-BFGS on z -> min_x f(x, z), where CG, warm-started, finds the x of each z.
 
     (Golub and Pereyra, SIAM J. Numer. Anal. 1973; Liu and Nocedal, Math. Program. 1989, with Armijo's condition.) An
     iteration is one trial step of every element, with one evaluation of the decoders, forward and backward; elements
     whose trial fails try half of it in the next one, while the others go on.
-
-    Parameters
-    ----------
-    metric
-        Like `latents`: about how large the variance of each latent is, given the image. It is to L-BFGS what the
-        inverse of the Hessian is before anything is known.
     """
     decoded = objective.decode(latents)
     image = objective.image(image, decoded, cg_iterations, cg_tolerance)
@@ -133,7 +137,7 @@ def fast(
     done = Descent(image, decoded, [_finite(value)])
     point = decoded.z.detach()
     memory: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    direction = _direction(slope, metric, memory)
+    direction = _direction(slope, memory)
     step = torch.ones_like(value)
     for iteration in range(iterations):
         trial = point + _wide(step, point).to(point.dtype) * direction
@@ -152,7 +156,7 @@ def fast(
         point, slope = torch.where(pick, trial, point), torch.where(pick, new_slope, slope)
         image, value = torch.where(_wide(good, image), trial_image, image), torch.where(good, new, value)
         step = torch.where(good, 1.0, _SHRINK * step)
-        direction = torch.where(pick, _direction(slope, metric, memory), direction)
+        direction = torch.where(pick, _direction(slope, memory), direction)
 
         done = Descent(image, decoded, [*done.history, value])
         progress(iteration + 1, iterations)
@@ -163,9 +167,7 @@ def fast(
     return done
 
 
-def _direction(
-    slope: torch.Tensor, metric: torch.Tensor, memory: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-) -> torch.Tensor:
+def _direction(slope: torch.Tensor, memory: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Minus the gradient times what L-BFGS takes for the inverse Hessian, for each element (its two loops).
 
     A pair (s, y, 1 / <s, y>) whose last entry is 0 counts for nothing.
@@ -176,12 +178,12 @@ def _direction(
         share = weight * inner(moved, q, 1)
         q = q - share * bent
         shares.append(share)
-    scale = 1 / inner(metric * slope, slope, 1).sqrt().clamp_min(1e-30)  # a first step of length 1 in the metric
+    scale = 1 / inner(slope, slope, 1).sqrt().clamp_min(1e-30)  # a first step of length 1
     for _, bent, weight in memory:
         known = weight > 0
-        size = inner(metric * bent, bent, 1)
+        size = inner(bent, bent, 1)
         scale = torch.where(known, 1 / (torch.where(known, weight, 1) * torch.where(known, size, 1)), scale)
-    q = scale * metric * q
+    q = scale * q
     for (moved, bent, weight), share in zip(memory, reversed(shares), strict=True):
         q = q + (share - weight * inner(bent, q, 1)) * moved
     return -q

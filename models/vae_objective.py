@@ -3,8 +3,8 @@
     f(x, z) = ||A x - y||^2 / (2 gamma^2) + lam (nll(x; z) + mu ||z||^2 / 2),
     nll(x; z) = -sum_i log L_ii + 1/2 ||L^T (x - G(z))||^2, L = L(z)
 
-(The paper's eq. 10 doubles the log-determinant and writes L for L^T.) With lam = mu = 1 it is, but for a constant, minus
-the logarithm of the posterior of x and z.
+(The paper's eq. 10 doubles the log-determinant and writes L for L^T.) With lam = mu = 1 it is, but for a constant,
+minus the logarithm of the posterior of x and z.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ class VAEPrior(Protocol):
     @property
     def scale(self) -> tuple[float, float]:
         """(percentile, value): which percentile of a magnitude image has which value in the prior's scale."""
+
+    def for_shape(self, shape: tuple[int, int]) -> VAEPrior:
+        """This prior for images (y, x): latents alone may not tell the size to the pixel."""
 
     def latent_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         """Shape of the latents of one image (y, x)."""
@@ -115,7 +118,9 @@ class VAEObjective:
         self, prior: VAEPrior, model: SenseModel, kspace: torch.Tensor, phase: torch.Tensor | None, gamma: float,
         lam: float, mu: float, copies: int = 1,
     ) -> None:  # fmt: skip
-        self.prior, self.model, self.kspace, self.phase = prior, model, kspace, phase
+        rows, columns = model.maps.shape[-2:]
+        self.prior = prior.for_shape((rows, columns))
+        self.model, self.kspace, self.phase = model, kspace, phase
         self.gamma, self.lam, self.mu, self.copies = gamma, lam, mu, copies
         adjoint = model.H(kspace)
         self._event = len(model.image_shape)
@@ -144,8 +149,8 @@ class VAEObjective:
         """A^H A of these real images."""
         return self.to_real(self.model.normal(self.to_complex(x)))
 
-    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance of the latents (element, set, *latent) that the encoder gives images.
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean of the latents (element, set, *latent) that the encoder gives images.
 
         Raises
         ------
@@ -153,15 +158,14 @@ class VAEObjective:
             If the encoder's latents are not of the shape that the prior says.
         """
         with torch.no_grad():
-            mean, log_var = self.prior.encode(x.flatten(0, 1))
+            mean, _ = self.prior.encode(x.flatten(0, 1))
         shape = self.latent_shape
-        for tensor in (mean, log_var):
-            if tuple(tensor.shape) != (self.elements * self.sets, *shape[2:]):
-                raise ValueError(
-                    f"prior {self.prior.name!r}: expected latents {(self.elements * self.sets, *shape[2:])} of its "
-                    f"encoder, got {tuple(tensor.shape)}"
-                )
-        return mean.reshape(shape), log_var.exp().reshape(shape)
+        expected = (self.elements * self.sets, *shape[2:])
+        if tuple(mean.shape) != expected:
+            raise ValueError(
+                f"prior {self.prior.name!r}: expected latents {expected} of its encoder, got {tuple(mean.shape)}"
+            )
+        return mean.reshape(shape)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

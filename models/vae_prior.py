@@ -23,8 +23,8 @@ VAE_FORMAT = "scanprior-vae-1"
 class VAEPrior:
     """p(x|z) = N(G(z), (L(z) L(z)^T)^-1) with z ~ N(0, I), and q(z|x), on real images in a scale of its own.
 
-    Images are (batch, parts, y, x) float32: parts 1 real, 2 (real, imaginary). Everything is differentiable in its tensor,
-    not in the weights.
+    Images are (batch, parts, y, x) float32: parts 1 real, 2 (real, imaginary). Everything is differentiable in its
+    tensor, not in the weights.
 
     Attributes
     ----------
@@ -41,8 +41,8 @@ class VAEPrior:
     autocast
         None (float32), or the type of torch autocast.
     shape
-        (y, x) that `mean` and `factor` are cropped to, by `for_shape`; None: whatever the latent gives, a multiple of the
-        network's coarsest pixel.
+        (y, x) that `mean` and `factor` are cropped to, by `for_shape`; None: whatever the latent gives, a multiple of
+        the network's coarsest pixel.
     """
 
     vae: VAE
@@ -97,7 +97,7 @@ class VAEPrior:
             raise ValueError(f"prior {self.name!r}: {error}") from None
 
     def for_shape(self, shape: tuple[int, int]) -> VAEPrior:
-        """A copy (of the same weights) whose `mean` and `factor` have this size (y, x); `latent_shape` says for which z.
+        """A copy (of the same weights) whose `mean` and `factor` have this size (y, x), for z of its `latent_shape`.
 
         A latent map alone does not tell the size of the image: the network's is a multiple of its coarsest pixel.
 
@@ -223,8 +223,8 @@ def save_vae(path: Path, vae: VAE, description: dict[str, Any]) -> None:
     Parameters
     ----------
     description
-        `network` (arguments of `VAE`), `scale` ((99.5, 1) if it is not given), `demodulated` (True), and what else is to
-        be remembered.
+        `network` (arguments of `VAE`), `scale` ((99.5, 1) if it is not given), `demodulated` (True), and what else is
+        to be remembered.
     """
     # the one number of the identity stays as it is: it has no others beside it that would make up for an error
     weights = {key: value.float() if value.ndim == 0 else value.half() for key, value in vae.state_dict().items()}

@@ -51,7 +51,7 @@ class VAESettings(Settings):
         None, ge=1, le=100000, description="the most iterations; None: 100 of the fast form, 5000 of the published one"
     )
     tolerance: float = Field(
-        1e-5, ge=0, lt=1, description="stop when the objective falls by less than this for each pixel in 10 iterations"
+        1e-4, ge=0, lt=1, description="stop when the objective falls by less than this for each pixel in 10 iterations"
     )
     cg_iterations: int = Field(20, ge=1, le=1000, description="CG iterations for the image of each trial (fast form)")
     cg_tolerance: float = Field(1e-4, ge=0, lt=1, description="CG stops when the relative residual is below this")
@@ -164,7 +164,7 @@ def _descend(
 ) -> Descent:
     """All slices of a piece from all their starting points."""
     image = problem.to_real(first.expand(settings.starts, *first.shape))
-    latents, metric = problem.encode(image)
+    latents = problem.encode(image)
     shape = problem.latent_shape
     per_start = shape[0] // settings.starts
     random = torch.randn((shape[0] - per_start, *shape[1:]), generator=generator, dtype=image.dtype)
@@ -174,9 +174,7 @@ def _descend(
     tolerance = settings.tolerance * rows * columns
     if settings.form == "published":
         return published(problem, image, latents, iterations, tolerance, tell)
-    return fast(
-        problem, image, latents, metric, iterations, tolerance, settings.cg_iterations, settings.cg_tolerance, tell
-    )
+    return fast(problem, image, latents, iterations, tolerance, settings.cg_iterations, settings.cg_tolerance, tell)
 
 
 def _together(histories: list[torch.Tensor]) -> list[float]:

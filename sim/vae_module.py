@@ -24,10 +24,12 @@ def stage_of(settings: VAESettings, step: int) -> int:
 
 
 class VAETraining(pl.LightningModule):
-    """First -ELBO with Sigma = rho I, in encoder, mean decoder and rho; then -log p(x|z) in the covariance alone.
+    """First -ELBO with Sigma = rho I, in encoder and mean decoder; then -log p(x|z) in the covariance alone.
 
-    Which stage it is follows from the number of steps, so that a resumed run goes on in the right one. rho is learned:
-    the weight of the KL divergence is then the evidence bound's own, and not one more setting.
+    Which stage it is follows from the number of steps, so that a resumed run goes on in the right one. rho is fixed in
+    the first stage, as published (`mean_sigma`^2): learned with the mean it is large as long as the mean is poor, the
+    latent then carries little, and the mean stays poor. What the prior is released with, and what the other covariances
+    begin with, is a rho that is learned beside on the same residuals and does not act on the mean.
     """
 
     def __init__(self, settings: VAESettings) -> None:
@@ -50,7 +52,7 @@ class VAETraining(pl.LightningModule):
         return loss
 
     def loss(self, images: torch.Tensor, stage: int) -> torch.Tensor:
-        """-ELBO of the first stage, or -log p(x|z) of the second with all but the covariance frozen."""
+        """-ELBO of the first stage (rho fixed), or -log p(x|z) of the second with all but the covariance frozen."""
         shape = (images.shape[-2], images.shape[-1])
         numbers = images[0].numel()
         with torch.set_grad_enabled(stage == 1):
@@ -58,9 +60,12 @@ class VAETraining(pl.LightningModule):
             z = latent + (0.5 * log_var).exp() * torch.randn_like(latent)
             residual = images - self.vae.mean(z)[..., : shape[0], : shape[1]]
         if stage == 1:
-            rate = self.vae.identity_diagonal()
-            nll = 0.5 * (rate * residual).square().flatten(1).sum(1) - numbers * rate.log()
-            return ((nll + kl_to_standard(latent, log_var)) / numbers).mean() + HALF_LOG_2PI
+            rate, sigma = self.vae.identity_diagonal(), self.settings.mean_sigma
+            square = residual.square().flatten(1).sum(1) / numbers
+            of_rho = 0.5 * rate.square() * square.detach() - rate.log()
+            of_mean = 0.5 * square / sigma**2 + math.log(sigma) + kl_to_standard(latent, log_var) / numbers
+            # the value is that of the mean; of_rho adds its gradient alone
+            return (of_mean + of_rho - of_rho.detach()).mean() + HALF_LOG_2PI
         return (self.vae.factor(z, shape).nll(residual) / numbers).mean() + HALF_LOG_2PI
 
     def configure_optimizers(self) -> Any:

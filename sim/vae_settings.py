@@ -24,8 +24,8 @@ class VAESettings:
     steps
         Optimiser steps of both stages together.
     mean_steps
-        Those of the first stage, which trains encoder and mean decoder with Sigma = rho I, rho learned too. None: 60 % of
-        `steps`; all for the covariance `identity`, none with `begin_with`.
+        Those of the first stage, which trains encoder and mean decoder with Sigma = rho I. None: 60 %
+        of `steps`; all for the covariance `identity`, none with `begin_with`.
     parts
         1: magnitudes; 2: complex images, demodulated.
     size
@@ -36,6 +36,8 @@ class VAESettings:
         Other arguments of `VAE`: latent, widths, middle, covariance, neighbourhood, diagonal, dropout, ...
     begin_with
         Prior (released or a file) whose encoder, mean decoder and rho are taken.
+    mean_sigma
+        sqrt(rho) of the first stage: the smaller, the more the latent tells, and the farther it may be from N(0, I).
     air_noise
         Standard deviation of the noise that is added where a part of an image is nearly zero (below four times this):
         black air would otherwise be predicted as exactly as the bound of the diagonal allows.
@@ -64,6 +66,7 @@ class VAESettings:
     size: int | None = 128
     network: dict[str, Any] = field(default_factory=dict)
     mean_steps: int | None = None
+    mean_sigma: float = 0.05
     air_noise: float = 0.005
     validation: int = 64
     workers: int = 0
@@ -72,6 +75,8 @@ class VAESettings:
         for key in ("parts", "size"):
             if key in self.network:
                 raise ValueError(f"{key} is an option of its own, found it among the network's")
+        if not self.mean_sigma > 0:
+            raise ValueError(f"expected mean_sigma above 0, found {self.mean_sigma}")
         if self.air_noise < 0:
             raise ValueError(f"expected air_noise of at least 0, found {self.air_noise}")
         if not 0 <= self.first_stage <= self.steps:

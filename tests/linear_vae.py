@@ -62,6 +62,9 @@ class LinearVAE:
         self.lower = (near + torch.diag(uneven)) / spread
         self.decodings = 0
 
+    def for_shape(self, shape: tuple[int, int]) -> LinearVAE:
+        return self
+
     def latent_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         return (LATENTS,)
 

@@ -19,7 +19,7 @@ from scanprior.models.vae_reconstruction import VAESettings, vae
 from support import random_complex
 
 SHAPE = (10, 12)
-EXACT = {"tolerance": 1e-12, "cg_tolerance": 1e-10, "cg_iterations": 200}
+EXACT = {"tolerance": 1e-12, "cg_tolerance": 1e-8, "cg_iterations": 200}
 
 
 def scan_of(
@@ -105,11 +105,11 @@ def test_a_linear_decoder_gives_the_closed_form(parts: int, demodulated: bool, c
 def test_the_published_form_finds_it_too() -> None:
     prior = LinearVAE(SHAPE, dtype=torch.float64)
     scan, _ = scan_of(prior)
-    found = run(scan, prior, form="published", tolerance=1e-12)
+    found = run(scan, prior, form="published", tolerance=1e-7)
     exact = Dense(scan, prior, found.info["scale"])
     assert found.info["iterations"] < 5000, "it stopped by itself"
-    assert found.info["objective"][-1] == pytest.approx(exact.objective, rel=1e-6)
-    torch.testing.assert_close(found.image, exact.image, rtol=0, atol=2e-3)
+    assert found.info["objective"][-1] == pytest.approx(exact.objective, rel=1e-5)
+    torch.testing.assert_close(found.image, exact.image, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -147,7 +147,7 @@ def test_the_objective_never_rises(form: str, prior: LinearVAE) -> None:
 def test_the_fast_form_is_lower_with_far_fewer_evaluations() -> None:
     prior = CurvedVAE(SHAPE)
     scan, _ = scan_of(prior)
-    slow = run(scan, prior, form="published", tolerance=1e-5)
+    slow = run(scan, prior, form="published", iterations=250)
     before = prior.decodings
     quick = run(scan, prior, form="fast")
     assert quick.info["objective"][-1] <= slow.info["objective"][-1] + 1e-3
