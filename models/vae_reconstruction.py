@@ -26,6 +26,10 @@ _SOLVE_ITERATIONS = 500
 """The most CG iterations of the last image and of the draws, which want to be exact."""
 
 
+_DRAW_SLACK = 10
+"""How much less exact the draws may be than the image: a standard deviation is known to some percent at best."""
+
+
 class VAESettings(Settings):
     """Settings of `vae`. `lam` and `mu` of 1 are those of Bayes' rule."""
 
@@ -124,7 +128,8 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
         images.append(scale * combine_sets(single.to_complex(image)[0], single.model))
         if settings.samples > 1:
             several = _problem(piece, prior, settings, own_phase, gamma, scale, settings.samples)
-            draws = several.draw(image, decoded, generator, _SOLVE_ITERATIONS, settings.cg_tolerance)
+            tolerance = _DRAW_SLACK * settings.cg_tolerance
+            draws = several.draw(image, decoded, generator, _SOLVE_ITERATIONS, tolerance)
             spreads.append(scale * combine_sets(several.to_complex(draws), several.model).abs().std(0))
         evaluations += problem.evaluations + single.evaluations
     image = torch.cat(images) if len(images) > 1 else images[0]

@@ -14,6 +14,8 @@ from scanprior.models.forward import SenseModel
 from scanprior.models.magnitude_prior import smooth_phase
 from scanprior.models.methods import METHODS
 from scanprior.models.scan import Reconstruction, Scan
+from scanprior.models.vae_objective import VAEObjective
+from scanprior.models.vae_prior import VAEPrior, build_vae
 from scanprior.models.vae_problem import GAMMA_FLOOR
 from scanprior.models.vae_reconstruction import VAESettings, vae
 from support import random_complex
@@ -309,3 +311,40 @@ def test_the_registry_and_the_warm_up() -> None:
     scan, _ = scan_of(prior)
     found = method.run(scan, prior, VAESettings(starts=2).brief())
     assert found.info["iterations"] <= 3
+
+
+@pytest.mark.parametrize(("parts", "size", "shape"), [(1, 16, (16, 16)), (2, None, (14, 19))])
+def test_networks_serve_as_the_prior(parts: int, size: int | None, shape: tuple[int, int]) -> None:
+    """With networks and a sparse factor, a dense latent and a latent map: the same objective, and a lower one."""
+    torch.manual_seed(2)
+    network = {"parts": parts, "size": size, "latent": 4, "widths": (8, 8), "middle": 8, "neighbourhood": 3}
+    network_vae = build_vae(network)
+    with torch.no_grad():
+        for parameter in network_vae.parameters():
+            parameter += 0.1 * torch.randn_like(parameter) * (parameter.ndim > 0)
+    prior = VAEPrior(network_vae.eval().requires_grad_(False), "small")
+    generator = torch.Generator().manual_seed(3)
+    image = torch.rand(shape, generator=generator).to(torch.complex64)
+    maps = random_complex(3, *shape, seed=1)
+    maps = maps / maps.abs().square().sum(0).sqrt()
+    mask = torch.rand(shape[0], 1, generator=generator) < 0.6
+    kspace = SenseModel(maps, mask)(image)
+    found = vae(Scan(kspace, mask, maps, 0.05), prior, VAESettings(iterations=20, samples=2, starts=2))
+    assert found.std is not None
+    assert found.image.shape == found.std.shape == shape
+    history = found.info["objective"]
+    assert history[-1] < history[0]
+    assert all(after <= before for before, after in itertools.pairwise(history))
+    # the gradient is that of the objective, and CG ends where it is zero
+    model = SenseModel(maps, mask)
+    phase = smooth_phase(model.solve(model.H(kspace), 0.01, iterations=15))
+    problem = VAEObjective(prior, model, kspace / found.info["scale"], phase, found.info["gamma"], 1.0, 1.0)
+    x = problem.to_real(found.image / found.info["scale"])
+    decoded = problem.decode(problem.encode(x))
+    best = problem.image(x, decoded, 300, 1e-6)
+    value = float(problem.value(best, decoded))
+    assert value <= float(problem.value(x, decoded))
+    nudged = best + 0.05 * torch.randn(best.shape, generator=generator)
+    assert value < float(problem.value(nudged, decoded))
+    gap = problem.image_gradient(best, decoded).norm() / problem.image_gradient(nudged, decoded).norm()
+    assert float(gap) < 1e-3
