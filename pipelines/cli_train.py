@@ -99,7 +99,7 @@ def train(
     options = _options(network_option or [])
     settings: TrainingSettings | SupervisedTraining
     try:
-        scanned = {
+        scanned: dict[str, Any] = {
             "mask": mask, "r": r, "spokes": spokes, "probability": probability, "acs": acs, "noise": noise,
             "coils": coils, "error": error,
         }  # fmt: skip
