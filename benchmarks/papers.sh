@@ -35,6 +35,8 @@ choice_slow() {
   methods+=,pc:samples=1,lam=1.0,sigma_end=0.01
   for value in 0.2 0.5 1.0; do methods+=,pc-ccdf:samples=1,lam=$value; done
   for value in 0.1 0.6; do methods+=,pc-ccdf:samples=1,sigma_start=$value; done
+  for value in 0.1 0.2 0.3; do methods+=,pc-ccdf:samples=1,start=tv,sigma_start=$value; done
+  methods+=,pc-ccdf:samples=1,sigma_start=1.0,pc:samples=1,lam=0.5,steps=100
   evaluate --data "$DATA/train/axial_t1_192.npz" --methods "$methods" --masks gaussian-1d --r 4 --images 2 --size 96 \
     --out "$OUT/choice_slow"
 }
@@ -77,7 +79,7 @@ magnitude() {
 
 # Fig. 8 of paper 5 and the calibration: the standard deviation against R and against the error
 spread() {
-  evaluate --data "$T1" --methods dds,daps,pula --masks gaussian-1d,gaussian-2d --r 2,4,8,12 --images 2 --size 144 \
+  evaluate --data "$T1" --methods dds:steps=20,daps:samples=4 --masks gaussian-1d,gaussian-2d --r 2,4,8,12 --images 2 --size 128 \
     --out "$OUT/spread"
 }
 

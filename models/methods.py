@@ -11,12 +11,16 @@ from .dds import DDSSettings, dds
 from .dps import DPSSettings, dps
 from .end_to_end import SupervisedSettings, unet, varnet
 from .langevin import LangevinSettings, langevin
+from .least_squares import LeastSquaresSettings, least_squares
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
 from .pigdm import PiGDMSettings, pigdm
+from .plug_and_play import PnPSettings, pnp_admm
 from .pula import PULASettings, pula
+from .range_search import NarnhoferSettings, RangeSettings, narnhofer, range_search
 from .scan import Progress, Reconstruction, Scan, Settings
 from .score_mri import PCSettings, pc
 from .total_variation import TvSettings, tv
+from .vae_reconstruction import VAESettings, vae
 from .wavelet import L1WaveletSettings, l1_wavelet
 
 
@@ -48,6 +52,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "zero-filled": Method(zero_filled, ZeroFilledSettings, needs_noise=False),
     "sense": Method(sense, SenseSettings),
+    "least-squares": Method(least_squares, LeastSquaresSettings),
     "l1-wavelet": Method(l1_wavelet, L1WaveletSettings),
     "tv": Method(tv, TvSettings),
     "dds": Method(dds, DDSSettings, prior="diffusion"),
@@ -57,6 +62,10 @@ METHODS: dict[str, Method] = {
     "pigdm": Method(pigdm, PiGDMSettings, prior="diffusion"),
     "pula": Method(pula, PULASettings, prior="diffusion"),
     "daps": Method(daps, DAPSSettings, prior="diffusion"),
+    "pnp-admm": Method(pnp_admm, PnPSettings, prior="diffusion"),
+    "vae": Method(vae, VAESettings, prior="vae"),
+    "range": Method(range_search, RangeSettings, prior="vae"),
+    "narnhofer": Method(narnhofer, NarnhoferSettings, prior="vae"),
     "varnet": Method(varnet, SupervisedSettings, prior="supervised"),
     "unet": Method(unet, SupervisedSettings, prior="supervised"),
 }

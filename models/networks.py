@@ -52,11 +52,22 @@ def build_from(registry: Mapping[str, type[nn.Module]], name: str, arguments: Ma
     if name not in registry:
         raise ValueError(f"network {name!r} is not known; there are: {', '.join(registry)}")
     kind = registry[name]
-    known = list(inspect.signature(kind).parameters)
-    for key in arguments:
-        if key not in known:
-            raise ValueError(f"network {name!r} has no argument {key!r}; there are: {', '.join(known)}")
+    check_arguments(kind, name, arguments)
     try:
         return kind(**arguments)
     except (TypeError, RuntimeError, IndexError) as error:
         raise ValueError(f"network {name!r} cannot be made with {dict(arguments)}: {error}") from error
+
+
+def check_arguments(kind: type[nn.Module], name: str, arguments: Mapping[str, Any]) -> None:
+    """Make sure that a network has all these arguments.
+
+    Raises
+    ------
+    ValueError
+        Naming the first that it has not, and those that it has.
+    """
+    known = list(inspect.signature(kind).parameters)
+    for key in arguments:
+        if key not in known:
+            raise ValueError(f"network {name!r} has no argument {key!r}; there are: {', '.join(known)}")

@@ -182,13 +182,13 @@ def sample_posterior(
     begin = _starting_image(scan, model, settings.start, rough, adjoint)
     counted = _Counted(prior)
     generator = torch.Generator().manual_seed(settings.seed)
-    pieces = _pieces(scan, settings.samples * settings.images_per_sample(scan.kspace.shape[-3]))
+    parts = pieces(scan, settings.samples * settings.images_per_sample(scan.kspace.shape[-3]))
     images, spreads = [], []
-    for number, (part, piece) in enumerate(pieces):
+    for number, (part, piece) in enumerate(parts):
 
         def tell(step: int, steps: int, number: int = number) -> None:
             if progress is not None:
-                progress(number * steps + step, len(pieces) * steps)
+                progress(number * steps + step, len(parts) * steps)
 
         problem = Problem(
             SenseModel.of(piece), piece.kspace / scale, adjoint[part] / scale, (scan.sigma / scale) ** 2 / 2,
@@ -206,7 +206,7 @@ def sample_posterior(
     info = {
         "method": method,
         "prior": prior.name,
-        "nfe": counted.calls // (len(pieces) * settings.samples),
+        "nfe": counted.calls // (len(parts) * settings.samples),
         "samples": settings.samples,
         "start": settings.start,
         "std_factor": settings.std_factor,
@@ -358,18 +358,26 @@ def _starting_image(
     return rough
 
 
-def _pieces(scan: Scan, samples: int) -> list[tuple[slice | EllipsisType, Scan]]:
-    """A scan in pieces that fit into memory together with all their samples: the slices of a volume a few at a time."""
+def pieces(scan: Scan, samples: int, most: int = MAX_PIXELS) -> list[tuple[slice | EllipsisType, Scan]]:
+    """A scan in pieces that fit into memory together with all their samples: the slices of a volume a few at a time.
+
+    Parameters
+    ----------
+    samples
+        Images that are held for each slice.
+    most
+        Pixels of all images that are held at once; one slice is the least.
+    """
     rows, columns = scan.kspace.shape[-2:]
-    at_once = max(1, MAX_PIXELS // (samples * rows * columns))
+    at_once = max(1, most // (samples * rows * columns))
     if scan.kspace.ndim != 4 or len(scan.kspace) <= at_once:
         return [(..., scan)]
     assert scan.maps is not None
     of_each = scan.maps.ndim >= scan.kspace.ndim  # else one set of maps serves all slices
-    pieces: list[tuple[slice | EllipsisType, Scan]] = []
+    parts: list[tuple[slice | EllipsisType, Scan]] = []
     for first in range(0, len(scan.kspace), at_once):
         part = slice(first, first + at_once)
         mask = scan.mask[part] if scan.mask.ndim == 3 else scan.mask
         maps = scan.maps[part] if of_each else scan.maps
-        pieces.append((part, replace(scan, kspace=scan.kspace[part], mask=mask, maps=maps)))
-    return pieces
+        parts.append((part, replace(scan, kspace=scan.kspace[part], mask=mask, maps=maps)))
+    return parts

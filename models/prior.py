@@ -15,6 +15,7 @@ from .preconditioning import Denoiser
 from .prior_description import describe
 from .supervised import FORMAT as SUPERVISED_FORMAT
 from .supervised import read_supervised
+from .vae_prior import VAE_FORMAT, read_vae
 from .weights_file import PriorError, read_weights, write_weights
 
 __all__ = [
@@ -176,6 +177,7 @@ def _first_diffusion(data: dict[str, Any], weights: Weights, path: Path) -> Diff
 READERS: dict[str, Callable[[dict[str, Any], Weights, Path], AnyPrior]] = {
     FORMAT: _diffusion,
     _FIRST_FORMAT: _first_diffusion,
+    VAE_FORMAT: read_vae,
     SUPERVISED_FORMAT: read_supervised,
 }
 """Of each format of file, what makes a prior of it: `reader(description, weights, path)`."""

@@ -23,7 +23,7 @@ def train(
         str | None, typer.Option(help="Of a diffusion prior: unet (usual), ncsnv2, ncsnpp; supervised: varnet, unet.")
     ] = None,
     loss: Annotated[
-        str, typer.Option(help="edm, ve (score matching, VE-SDE), ncsnv2 (discrete levels), or supervised.")
+        str, typer.Option(help="edm, ve (score matching, VE-SDE), ncsnv2 (discrete levels), vae, or supervised.")
     ] = "edm",
     channels: Annotated[int, typer.Option(min=1, max=2, help="2: complex images; 1: magnitudes.")] = 2,
     widths: Annotated[
@@ -53,8 +53,15 @@ def train(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     size: Annotated[
-        int, typer.Option(min=0, help="Of --loss supervised: edge of the slices that are scanned (128).")
+        int,
+        typer.Option(min=0, help="Edge of whole slices; --loss vae: for a dense latent, else 0; supervised: 128."),
     ] = 0,
+    covariance: Annotated[
+        str | None, typer.Option(help="Of --loss vae: identity, diagonal or structured (usual).")
+    ] = None,
+    mean_steps: Annotated[
+        int | None, typer.Option(min=0, help="Of --loss vae: steps of the first stage (60 %; with --begin-with none).")
+    ] = None,
     mask: Annotated[
         str | None, typer.Option(help="Of --loss supervised: the masks of its scans, as of evaluate (gaussian-1d).")
     ] = None,
@@ -75,8 +82,8 @@ def train(
 ) -> None:
     """Train a prior on magnitude or complex images, with random contrast, phase, size and pose.
 
-    A diffusion prior, or with --loss supervised a network for scans of one kind, simulated as --mask, --noise and
-    --coils say.
+    A diffusion prior; with --loss vae a variational autoencoder with structured covariance, in two stages; with --loss
+    supervised a network for scans of one kind, simulated as --mask, --noise and --coils say.
 
     Writes prior.safetensors (usable as `prior:` of a recipe), curve.csv and samples.png as it goes.
     What goes with what, and commands for each prior: docs/priors.md.
@@ -91,28 +98,38 @@ def train(
         from scanprior.sim.supervised_training import train_supervised
         from scanprior.sim.training import train_prior
         from scanprior.sim.training_settings import TrainingSettings
+        from scanprior.sim.vae_settings import VAESettings
+        from scanprior.sim.vae_training import train_vae
 
         from .train_scans import scans
         from .training_data import images_for_training
     except ImportError as error:
         raise typer.BadParameter(f"training needs the extra: pip install 'scanprior[train]' ({error})") from error
     options = _options(network_option or [])
-    settings: TrainingSettings | SupervisedTraining
+    settings: TrainingSettings | VAESettings | SupervisedTraining
     try:
-        scanned: dict[str, Any] = {
-            "mask": mask, "r": r, "spokes": spokes, "probability": probability, "acs": acs, "noise": noise,
-            "coils": coils, "error": error,
+        scanned = {
+            "--mask": mask, "--r": r, "--spokes": spokes, "--probability": probability, "--acs": acs, "--noise": noise,
+            "--coils": coils, "--error": error,
         }  # fmt: skip
+        other = {"--blocks": blocks, "--sigma-min": sigma_min, "--sigma-max": sigma_max}
         if loss == "supervised":
-            not_read = {"widths": widths, "blocks": blocks, "sigma-min": sigma_min, "sigma-max": sigma_max}
-            _refuse(loss, not_read)
+            _refuse(loss, other | {"--widths": widths, "--mean-steps": mean_steps, "--covariance": covariance})
             settings = SupervisedTraining(
                 steps, batch, size or 128, learning_rate, bank or 4000, precision, accelerator, devices, threads,
                 save_every, seed, channels, network or "varnet", options, begin_with=begin_with, workers=workers,
-                **scans(**scanned),
+                **scans(mask, r, spokes, probability, acs, noise, coils, error),
+            )  # fmt: skip
+        elif loss == "vae":
+            _refuse(loss, other | scanned | {"--network": network})
+            numbers = _numbers(widths)
+            options = {"covariance": covariance or "structured"} | ({"widths": numbers} if numbers else {}) | options
+            settings = VAESettings(
+                steps, batch, patch, learning_rate, bank or 16_000, precision, accelerator, devices, threads,
+                save_every, seed, begin_with, channels, size or None, options, mean_steps, workers=workers,
             )  # fmt: skip
         else:
-            _refuse(loss, {"size": size or None} | scanned)
+            _refuse(loss, scanned | {"--size": size or None, "--mean-steps": mean_steps, "--covariance": covariance})
             settings = TrainingSettings(
                 steps, batch, patch, learning_rate, _numbers(widths), _numbers(blocks), bank or 16_000, precision,
                 accelerator, devices, threads, save_every, seed, begin_with, network or "unet", loss, channels, options,
@@ -133,6 +150,8 @@ def train(
         files, _ = images_for_training(data, out / "scans", threads)
         if isinstance(settings, SupervisedTraining):
             path = train_supervised(files, out, settings)
+        elif isinstance(settings, VAESettings):
+            path = train_vae(files, out, settings)
         else:
             path = train_prior(files, out, settings)
         typer.echo(f"prior: {path}")
@@ -145,7 +164,7 @@ def _refuse(loss: str, given: dict[str, Any]) -> None:
     """An option that this loss does not read is a mistake of who gave it."""
     for option, value in given.items():
         if value is not None:
-            raise ValueError(f"--{option} is not for loss {loss!r}")
+            raise ValueError(f"{option} is not for loss {loss!r}")
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

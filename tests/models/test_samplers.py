@@ -9,6 +9,7 @@ import torch
 from gaussian import GaussianPrior, gaussian_scan
 from scanprior.models.forward import SenseModel
 from scanprior.models.methods import METHODS, reconstruct
+from scanprior.models.posterior import SamplerSettings
 from scanprior.models.scan import Reconstruction, Scan
 from support import random_complex
 
@@ -43,7 +44,7 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def test_no_sampler_is_forgotten() -> None:
-    assert set(SAMPLERS) == {name for name, method in METHODS.items() if method.prior == "diffusion"}
+    assert set(SAMPLERS) == {name for name, method in METHODS.items() if issubclass(method.settings, SamplerSettings)}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -1,0 +1,145 @@
+"""Plug-and-play ADMM (Venkatakrishnan et al. 2013; Ryu et al. 2019): a denoiser stands where a proximal operator would.
+
+What Duff et al. 2023 compare with (their eq. 14-16), here with the denoisers of diffusion priors.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from .forward import SenseModel
+from .linear import combine_sets
+from .posterior import Prior, check_levels, intensity_scale
+from .scan import Progress, Reconstruction, Scan, Settings
+from .solvers import inner
+
+NOISE_FLOOR = 1e-3
+"""Least noise of the data, in units of the image's bright parts: without any the denoiser would have no say."""
+
+
+class PnPSettings(Settings):
+    """Settings of `pnp_admm`. Noise levels are per real channel, in the prior's scale."""
+
+    iterations: int = Field(40, ge=1, le=10000, description="the most iterations, of one network evaluation (NFE) each")
+    sigma: float = Field(0.05, gt=0, le=1e4, description="noise level of the denoiser: its strength")
+    sigma_start: float | None = Field(
+        None,
+        gt=0,
+        le=1e4,
+        description="level of the first iteration, from where it falls geometrically to sigma; none: sigma throughout",
+    )
+    decrease: int = Field(20, ge=1, le=10000, description="iterations in which it falls; read with sigma_start alone")
+    penalty: float = Field(
+        1.0,
+        gt=0,
+        description="rho sigma^2: 1 takes the denoiser for the proximal operator of its own prior, more weighs the "
+        "denoised image higher against the data",
+    )
+    tolerance: float = Field(
+        1e-3,
+        ge=0,
+        lt=1,
+        description="stop when ||x - v|| and the change of v are this share of ||v|| or less",
+    )
+    cg_iterations: int = Field(10, ge=1, le=1000, description="the most CG iterations of each step on the data")
+    start: Literal["sense", "zero-filled"] = Field("sense", description="image to begin with")
+    start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the CG-SENSE image to begin with")
+
+    def level(self, iteration: int) -> float:
+        """The denoiser's noise level in this iteration, counted from 0."""
+        if self.sigma_start is None or iteration >= self.decrease:
+            return self.sigma
+        return self.sigma_start * (self.sigma / self.sigma_start) ** (iteration / self.decrease)
+
+    def brief(self) -> PnPSettings:
+        """These settings with as few iterations as still run all of the method's code: for a warm-up."""
+        return self.model_copy(update={"iterations": 2})
+
+
+def pnp_admm(scan: Scan, prior: Prior, settings: PnPSettings, progress: Progress | None = None) -> Reconstruction:
+    """Alternate between the data and a denoiser until they agree on one image.
+
+    With s_y^2 the noise of each real channel of the data, D the denoiser of level s and rho = penalty / s^2:
+
+    - x = argmin ||A x - y||^2 / (2 s_y^2) + rho ||x - (v - u)||^2 / 2, by CG from the x before
+    - v = D(x + u, s)
+    - u = u + x - v, the scaled dual variable; it is rescaled where rho changes
+
+    For a Gaussian prior D is the proximal operator of the prior over rho's own s, and the fixed point is the posterior
+    mean of a prior `penalty` times as strong, whatever s is. For any other the denoiser only stands for one: nothing
+    is minimised, and only a fixed s can come to rest.
+
+    Parameters
+    ----------
+    scan
+        A batch shares one intensity scale. With several sets of maps each set's image is one image to the prior.
+
+    Returns
+    -------
+    Reconstruction of one image, v, without std; zero where the maps are. `info` says method, prior, nfe, iterations,
+    residuals (primal ||x - v|| and dual ||v - v_before|| over ||v||, of the worst slice in each iteration), stopped
+    (tolerance or iterations), scale and seconds.
+
+    Raises
+    ------
+    ValueError
+        If the scan has no maps or no signal, the prior was not trained on the noise levels asked for, or the image is
+        not finite.
+    """
+    began = time.perf_counter()
+    check_levels(prior, settings.level(0), settings.sigma)
+    model = SenseModel.of(scan)
+    adjoint = model.H(scan.kspace)
+    batch_dims = adjoint.ndim - len(model.image_shape)
+    # the weight only steadies the unmeasured directions
+    rough = model.solve(adjoint, 0.01, iterations=settings.start_iterations)
+    scale = intensity_scale(rough, prior.scale)
+    bound = prior.for_image(rough / scale)
+    data = adjoint / scale
+    data_variance = max(scan.sigma / scale / math.sqrt(2), NOISE_FLOOR * prior.scale[1]) ** 2
+
+    x = v = data if settings.start == "zero-filled" else rough / scale
+    u = torch.zeros_like(x)
+    residuals: list[tuple[float, float]] = []
+    before = settings.level(0)
+    stopped = "iterations"
+    for iteration in range(settings.iterations):
+        level = settings.level(iteration)
+        u, before = u * (level / before) ** 2, level
+        ridge = settings.penalty * data_variance / level**2
+        x = model.solve(data + ridge * (v - u), ridge, x, iterations=settings.cg_iterations, tolerance=1e-5)
+        last, v = v, bound.denoise(x + u, level)
+        u = u + x - v
+        size = inner(v, v, batch_dims)
+        primal, dual = (
+            float(torch.where(size > 0, inner(d, d, batch_dims) / size, 0.0).amax().sqrt()) for d in (x - v, v - last)
+        )
+        if not (math.isfinite(primal) and math.isfinite(dual)):
+            raise ValueError(
+                f"pnp-admm: the image is not finite after {iteration + 1} iterations: the denoiser and the data drive "
+                "each other apart (try a larger sigma or penalty)"
+            )
+        residuals.append((primal, dual))
+        if progress is not None:
+            progress(iteration + 1, settings.iterations)
+        if max(primal, dual) <= settings.tolerance and level == settings.sigma:
+            stopped = "tolerance"
+            break
+    return Reconstruction(
+        scale * combine_sets(v, model),
+        info={
+            "method": "pnp-admm",
+            "prior": prior.name,
+            "nfe": len(residuals),
+            "iterations": len(residuals),
+            "residuals": residuals,
+            "stopped": stopped,
+            "scale": scale,
+            "seconds": time.perf_counter() - began,
+        },
+    )

@@ -1,0 +1,299 @@
+"""The networks of a VAE with structured image covariance (Duff et al. 2023, section 4): encoder and decoders.
+
+Two forms. With a fixed `size` the latent is a dense vector, as published: it knows the whole image, and only images of
+this size. Without one the latent is a map at a fraction of the resolution: everything is local, so any size will do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .padding import pad_to_multiple
+from .precision import CholeskyFactor, bounded, coefficient_channels
+
+COVARIANCES = ("identity", "diagonal", "structured")
+SEED_CHANNELS = 16  # of the coarsest map that the dense layer makes
+
+
+def _activation(x: torch.Tensor) -> torch.Tensor:
+    """The paper's rectifier, leaky so that no channel dies; on a CPU silu would be a fifth of the training's time."""
+    return F.leaky_relu(x, 0.1)
+
+
+class ResizingBlock(nn.Module):
+    """Residual block of the paper: convolution, resizing, two convolutions, added to the resized input.
+
+    Parameters
+    ----------
+    resize
+        "up" (bilinear, twice), "down" (strided convolution, half) or "same".
+    dropout
+        Share of channels that are dropped in training.
+    """
+
+    def __init__(self, channels_in: int, channels: int, resize: str = "same", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.resize = resize
+        stride = 2 if resize == "down" else 1
+        self.enter = nn.Conv2d(channels_in, channels, 3, padding=1, stride=stride)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.drop = nn.Dropout2d(dropout) if dropout else nn.Identity()
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
+        same = channels_in == channels and resize == "same"
+        self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (batch, channels_in, y, x) -> (batch, channels, y, x), resized."""
+        h = self.enter(_activation(x))
+        # the 1x1 convolution commutes with the interpolation, and before it there are fewer pixels
+        skip = self.skip(F.avg_pool2d(x, 2) if self.resize == "down" else x)
+        if self.resize == "up":
+            both = F.interpolate(torch.cat([h, skip], 1), scale_factor=2, mode="bilinear", align_corners=False)
+            h, skip = both.chunk(2, 1)
+        return skip + self.second(self.drop(_activation(self.first(_activation(h)))))
+
+
+class Encoder(nn.Module):
+    """Images (batch, parts, y, x) to mean and logarithm of the variance of z, each (batch, *latent).
+
+    Parameters
+    ----------
+    parts
+        1: real images; 2: real and imaginary part.
+    size
+        Edge of the images for a dense latent; None for a latent map.
+    latent
+        Length of the dense latent, or channels of the map.
+    widths
+        Channels of each resolution, finest first; after each the resolution is halved.
+    middle
+        Channels of the coarsest resolution.
+    """
+
+    def __init__(
+        self, parts: int, size: int | None, latent: int, widths: Sequence[int], middle: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(parts, widths[0], 3, padding=1)
+        following = [*widths[1:], middle]
+        self.blocks = nn.Sequential(
+            *(ResizingBlock(a, b, "down", dropout) for a, b in zip(widths, following, strict=True)),
+            ResizingBlock(middle, middle, "same", dropout),
+        )
+        self.narrow = nn.Conv2d(middle, 2 * latent if size is None else SEED_CHANNELS, 1)
+        coarse = 0 if size is None else size >> len(widths)
+        self.dense = nn.Linear(SEED_CHANNELS * coarse**2, 2 * latent) if size is not None else None
+
+    def forward(self, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance, float32."""
+        h = self.blocks(self.enter(e.contiguous(memory_format=torch.channels_last)))
+        h = self.narrow(_activation(h))
+        if self.dense is not None:
+            h = self.dense(h.flatten(1))
+        mean, log_var = h.float().chunk(2, 1)
+        return mean.contiguous(), log_var.contiguous()
+
+
+class Decoder(nn.Module):
+    """Latent z (batch, *latent) to (batch, channels, y, x); arguments as of the `Encoder`."""
+
+    def __init__(
+        self, channels: int, size: int | None, latent: int, widths: Sequence[int], middle: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.coarse = 0 if size is None else size >> len(widths)
+        self.dense = nn.Linear(latent, SEED_CHANNELS * self.coarse**2) if size is not None else None
+        self.enter = nn.Conv2d(latent if size is None else SEED_CHANNELS, middle, 3, padding=1)
+        before = [middle, *reversed(widths[1:])]
+        self.blocks = nn.Sequential(
+            ResizingBlock(middle, middle, "same", dropout),
+            *(ResizingBlock(a, b, "up", dropout) for a, b in zip(before, reversed(widths), strict=True)),
+        )
+        self.leave = nn.Conv2d(widths[0], channels, 3, padding=1)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """float32, at the resolution of the images."""
+        if self.dense is not None:
+            z = self.dense(z).reshape(len(z), SEED_CHANNELS, self.coarse, self.coarse)
+        h = self.blocks(self.enter(z.contiguous(memory_format=torch.channels_last)))
+        return self.leave(_activation(h)).float()
+
+
+class VAE(nn.Module):
+    """Encoder q(z|x), mean decoder G(z) and the coefficients of L(z): p(x|z) = N(G(z), (L L^T)^-1).
+
+    Parameters
+    ----------
+    parts
+        1: real images; 2: real and imaginary part.
+    size
+        Edge of the images, a multiple of 2 ** len(widths); the latent is then a vector. None: any size, the latent is a
+        map at 1 / 2 ** len(widths) of the resolution.
+    latent
+        Length of the vector, or channels of the map.
+    widths
+        Channels of each resolution, finest first. Published: 64, 128, 256, 512.
+    middle
+        Channels of the coarsest resolution. Published: 256.
+    covariance
+        "identity" (one learned number), "diagonal" or "structured".
+    neighbourhood
+        3 or 5: edge of the patch of pixels that L couples; read where the covariance is structured.
+    diagonal
+        Lowest and highest value of L's diagonal, one over a standard deviation in the prior's scale. Published without
+        numbers: a scaled tanh bounds them.
+    dropout
+        Share of channels that are dropped in training.
+    covariance_widths, covariance_middle
+        Channels of the covariance decoder; as the mean's where they are not given.
+
+    Raises
+    ------
+    ValueError
+        When these do not go together.
+    """
+
+    def __init__(
+        self,
+        parts: int = 1,
+        size: int | None = 128,
+        latent: int = 100,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        middle: int = 256,
+        covariance: str = "structured",
+        neighbourhood: int = 5,
+        diagonal: Sequence[float] = (0.5, 200.0),
+        dropout: float = 0.0,
+        covariance_widths: Sequence[int] | None = None,
+        covariance_middle: int | None = None,
+    ) -> None:
+        super().__init__()
+        wider = tuple(covariance_widths or widths)
+        _check(parts, size, latent, (*widths, middle), covariance, neighbourhood, diagonal)
+        _check(parts, size, latent, (*wider, covariance_middle or middle), covariance, neighbourhood, diagonal)
+        if size is None and len(wider) != len(widths):
+            raise ValueError(f"expected {len(widths)} covariance_widths, as many as widths, found {len(wider)}")
+        self.parts, self.size, self.latent, self.covariance = parts, size, latent, covariance
+        self.neighbourhood = neighbourhood if covariance == "structured" else 1
+        self.bounds = float(diagonal[0]), float(diagonal[1])
+        self.multiple = 1 << len(widths)
+        self.encoder = Encoder(parts, size, latent, widths, middle, dropout)
+        self.mean_decoder = Decoder(parts, size, latent, widths, middle, dropout)
+        # L = diagonal of this before tanh for all pixels: the identity, and where the other kinds begin
+        self.identity = nn.Parameter(torch.tensor(0.0))
+        self.covariance_decoder: Decoder | None = None
+        if covariance != "identity":
+            channels = coefficient_channels(parts, self.neighbourhood)
+            self.covariance_decoder = Decoder(channels, size, latent, wider, covariance_middle or middle, dropout)
+            nn.init.zeros_(self.covariance_decoder.leave.weight)
+            nn.init.zeros_(self.covariance_decoder.leave.bias)  # type: ignore[arg-type]
+
+    def latent_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of z, without the batch, for images (y, x).
+
+        Raises
+        ------
+        ValueError
+            When only another size will do.
+        """
+        if self.size is None:
+            return (self.latent, *(-(-length // self.multiple) for length in shape))
+        if tuple(shape) != (self.size, self.size):
+            raise ValueError(f"expected images of {self.size}x{self.size}, found {shape[0]}x{shape[1]}")
+        return (self.latent,)
+
+    def encode(self, e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance of z given images (batch, parts, y, x).
+
+        Raises
+        ------
+        ValueError
+            When the images do not fit.
+        """
+        if e.ndim != 4 or e.shape[1] != self.parts:
+            raise ValueError(f"expected images (batch, {self.parts}, y, x), found {tuple(e.shape)}")
+        self.latent_shape((e.shape[-2], e.shape[-1]))
+        return self.encoder(pad_to_multiple(e, self.multiple))
+
+    def mean(self, z: torch.Tensor) -> torch.Tensor:
+        """G(z), (batch, parts, y, x), of the size of the padded images."""
+        return self.mean_decoder(self._checked(z))
+
+    def identity_diagonal(self) -> torch.Tensor:
+        """The diagonal of L = rho^-1/2 I, a single number."""
+        return bounded(self.identity, *self.bounds)
+
+    def coefficients(self, z: torch.Tensor) -> torch.Tensor:
+        """Values of L as `CholeskyFactor` takes them, of the size of the padded images.
+
+        The couplings are the network's output times the bounded diagonal of their column: L = M D with D the diagonal
+        and M of unit diagonal, so that a step of the training means the same at every noise level.
+        """
+        low, high = self.bounds
+        if self.covariance_decoder is None:
+            self._checked(z)
+            rows, columns = (self.size, self.size) if self.size else (n * self.multiple for n in z.shape[-2:])
+            return self.identity_diagonal().expand(len(z), self.parts, rows, columns)
+        raw = self.covariance_decoder(self._checked(z))
+        diagonal = bounded(raw[:, : self.parts] + self.identity, low, high)
+        cross = diagonal[:, :1] if self.parts == 2 and self.neighbourhood > 1 else diagonal[:, :0]
+        couplings = (raw.shape[1] - self.parts - cross.shape[1]) // self.parts
+        columns = torch.cat([cross, diagonal.repeat(1, couplings, 1, 1)], 1)
+        return torch.cat([diagonal, raw[:, self.parts :] * columns], 1)
+
+    def factor(self, z: torch.Tensor, shape: tuple[int, int] | None = None) -> CholeskyFactor:
+        """L(z); cropped to images (y, x) of `shape`."""
+        values = self.coefficients(z)
+        if shape is not None:
+            values = values[..., : shape[0], : shape[1]]
+        return CholeskyFactor(values, self.parts, self.neighbourhood)
+
+    def _checked(self, z: torch.Tensor) -> torch.Tensor:
+        expected = (self.latent,) if self.size else (self.latent, "y", "x")
+        if z.ndim != len(expected) + 1 or z.shape[1] != self.latent:
+            raise ValueError(f"expected a latent (batch, {', '.join(map(str, expected))}), found {tuple(z.shape)}")
+        return z
+
+
+def elbo_terms(
+    vae: VAE, e: torch.Tensor, z: torch.Tensor, mean: torch.Tensor, log_var: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-log p(e|z) and KL(q(z|e) || N(0, I)) of each image in nats, (batch,) each; -ELBO is their sum.
+
+    Duff et al. 2023, eq. 8, with all its constants. z is a draw from q = N(mean, exp(log_var)).
+    """
+    shape = (e.shape[-2], e.shape[-1])
+    residual = e - vae.mean(z)[..., : shape[0], : shape[1]]
+    nll = vae.factor(z, shape).nll(residual) + 0.5 * math.log(2 * math.pi) * e[0].numel()
+    return nll, kl_to_standard(mean, log_var)
+
+
+def kl_to_standard(mean: torch.Tensor, log_var: torch.Tensor) -> torch.Tensor:
+    """KL(N(mean, exp(log_var)) || N(0, I)) in nats, (batch,)."""
+    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var).flatten(1).sum(1)
+
+
+def _check(
+    parts: int, size: int | None, latent: int, widths: Sequence[int], covariance: str, neighbourhood: int,
+    diagonal: Sequence[float],
+) -> None:  # fmt: skip
+    if parts not in (1, 2):
+        raise ValueError(f"expected 1 part (real images) or 2 (real, imaginary), found {parts}")
+    if covariance not in COVARIANCES:
+        raise ValueError(f"covariance {covariance!r} is not known; there are: {', '.join(COVARIANCES)}")
+    if covariance == "structured" and neighbourhood not in (3, 5):
+        raise ValueError(f"expected a neighbourhood of 3 or 5 for a structured covariance, found {neighbourhood}")
+    if latent < 1 or len(widths) < 2 or min(widths) < 1:
+        raise ValueError(f"expected a latent and widths of at least 1, found latent {latent}, widths {list(widths)}")
+    multiple = 1 << (len(widths) - 1)
+    if size is not None and (size < multiple or size % multiple):
+        raise ValueError(f"expected a size that is a multiple of {multiple} ({len(widths) - 1} widths), found {size}")
+    if len(diagonal) != 2 or not 0 < diagonal[0] < diagonal[1]:
+        raise ValueError(f"expected diagonal: lowest and highest value, both above 0, found {list(diagonal)}")

@@ -1,0 +1,109 @@
+"""Plug-and-play ADMM where the denoiser is a proximal operator, so that its fixed point is known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from gaussian import SD, GaussianPrior, gaussian_scan, posterior_mean
+from scanprior.models.forward import SenseModel
+from scanprior.models.methods import METHODS
+from scanprior.models.plug_and_play import PnPSettings, pnp_admm
+from scanprior.models.scan import Reconstruction, Scan
+
+
+def run(scan: Scan, prior: GaussianPrior | None = None, **settings: object) -> Reconstruction:
+    return pnp_admm(scan, prior or GaussianPrior(), PnPSettings.model_validate(settings))  # type: ignore[arg-type]
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sigma": 0.05},
+        {"sigma": 0.2, "start": "zero-filled"},
+        {"sigma": 0.1, "penalty": 4.0},
+        {"sigma": 0.1, "sigma_start": 2.0, "decrease": 15},
+    ],
+)
+def test_it_comes_to_rest_at_the_posterior_mean(settings: dict[str, float]) -> None:
+    scan, _ = gaussian_scan()
+    result = run(scan, iterations=2000, tolerance=1e-6, cg_iterations=30, **settings)
+    assert result.info["stopped"] == "tolerance"
+    # the denoiser's prior is in units in which the image's bright pixels are 1
+    variance = (SD * result.info["scale"]) ** 2 / settings.get("penalty", 1.0)
+    wanted = posterior_mean(scan, variance).to(torch.complex64)
+    assert error(result.image, wanted) < 1e-3
+    assert error(result.image, posterior_mean(scan, 1.2 * variance).to(torch.complex64)) > 1e-2
+
+
+def test_evaluations_are_counted_and_residuals_fall() -> None:
+    scan, _ = gaussian_scan()
+    prior = GaussianPrior()
+    steps: list[tuple[int, int]] = []
+    settings = PnPSettings(iterations=25, tolerance=0, sigma=0.2)
+    result = pnp_admm(scan, prior, settings, lambda *at: steps.append(at))  # type: ignore[arg-type]
+    assert prior.calls == result.info["nfe"] == result.info["iterations"] == len(steps) == 25
+    assert steps[-1] == (25, 25)
+    assert result.info["stopped"] == "iterations"
+    assert result.std is None
+    primal, dual = zip(*result.info["residuals"], strict=True)
+    assert primal[-1] < 0.01 * primal[0]
+    assert dual[-1] < 0.01 * dual[0]
+
+
+def test_slices_sets_and_gain() -> None:
+    scan, _ = gaussian_scan()
+    assert scan.maps is not None
+    settings = {"iterations": 60, "tolerance": 0, "cg_iterations": 30, "sigma": 0.2}
+    alone = run(scan, **settings).image
+    stack = Scan(torch.stack([scan.kspace, 0 * scan.kspace, scan.kspace]), scan.mask, scan.maps, scan.sigma)
+    together = run(stack, **settings)
+    # one scale for the whole batch, and a third of it is empty: the same image only where that scale is the same
+    variance = (SD * together.info["scale"]) ** 2
+    assert error(together.image[0], posterior_mean(scan, variance).to(torch.complex64)) < 1e-2
+    assert torch.equal(together.image[0], together.image[2])
+    assert not together.image[1].any()
+    left = (torch.arange(18) < 9).to(torch.complex64)
+    sets = Scan(scan.kspace, scan.mask, torch.stack([scan.maps * left, scan.maps * (1 - left)]), scan.sigma)
+    together = run(sets, **settings)
+    variance = (SD * together.info["scale"]) ** 2
+    assert error(together.image, posterior_mean(scan, variance).to(torch.complex64)) < 1e-2
+    quiet = Scan(scan.kspace * 1e-6, scan.mask, scan.maps, scan.sigma * 1e-6)
+    assert error(run(quiet, **settings).image * 1e6, alone) < 1e-3
+
+
+def test_without_noise_the_data_decide() -> None:
+    scan, image = gaussian_scan()
+    assert scan.maps is not None
+    mask = torch.ones_like(scan.mask)
+    found = run(Scan(SenseModel(scan.maps, mask)(image), mask, scan.maps, 0.0), iterations=30).image
+    assert error(found, image) < 1e-3
+
+
+class _Mad(GaussianPrior):
+    def denoise(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return x * 1e30 if self.calls else super().denoise(x, sigma) * math.inf
+
+
+def test_what_cannot_be_done_is_refused() -> None:
+    scan, _ = gaussian_scan()
+    with pytest.raises(ValueError, match="not finite after 1 iterations"):
+        run(scan, _Mad())
+    with pytest.raises(ValueError, match="no signal"):
+        run(Scan(0 * scan.kspace, scan.mask, scan.maps, scan.sigma))
+    prior = GaussianPrior()
+    prior.sigma_max = 1.0
+    with pytest.raises(ValueError, match=r"sigma_start 2 .* trained from 1 to"):
+        run(scan, prior, sigma_start=2.0)
+    with pytest.raises(ValueError, match="greater than 0"):
+        PnPSettings(penalty=0)
+
+
+def test_a_warm_up_is_short() -> None:
+    settings = METHODS["pnp-admm"].settings.model_validate({"iterations": 500})
+    assert settings.brief().iterations == 2  # type: ignore[attr-defined]
