@@ -74,7 +74,7 @@ def train(
         typer.Option(help="Of each real channel over the image's maximum; two numbers are a range: 0.01,0.1 (0.01)."),
     ] = None,
     coils: Annotated[str | None, typer.Option(help="Number of coils, or a range of it: 1,8 (8).")] = None,
-    error: Annotated[str | None, typer.Option(help="Of --loss supervised: mse or l1 (mse).")] = None,
+    criterion: Annotated[str | None, typer.Option("--error", help="Of --loss supervised: mse or l1 (mse).")] = None,
     begin_with: Annotated[
         str | None, typer.Option(help="Prior (released or a file) whose weights to begin with.")
     ] = None,
@@ -110,7 +110,7 @@ def train(
     try:
         scanned = {
             "--mask": mask, "--r": r, "--spokes": spokes, "--probability": probability, "--acs": acs, "--noise": noise,
-            "--coils": coils, "--error": error,
+            "--coils": coils, "--error": criterion,
         }  # fmt: skip
         other = {"--blocks": blocks, "--sigma-min": sigma_min, "--sigma-max": sigma_max}
         if loss == "supervised":
@@ -118,7 +118,7 @@ def train(
             settings = SupervisedTraining(
                 steps, batch, size or 128, learning_rate, bank or 4000, precision, accelerator, devices, threads,
                 save_every, seed, channels, network or "varnet", options, begin_with=begin_with, workers=workers,
-                **scans(mask, r, spokes, probability, acs, noise, coils, error),
+                **scans(mask, r, spokes, probability, acs, noise, coils, criterion),
             )  # fmt: skip
         elif loss == "vae":
             _refuse(loss, other | scanned | {"--network": network})

@@ -99,7 +99,10 @@ def test_masks_of_points_and_magnitudes() -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("error", ["mse", "l1"])
 def test_training_lowers_the_loss_and_beats_zero_filling_on_other_heads(network: str, error: Any) -> None:
-    settings = replace(TINY, network=network, network_options=SMALL[network], error=error)
+    # mostly noise, which little training takes away
+    settings = replace(
+        TINY, network=network, network_options=SMALL[network], error=error, amount=1.5, noise=(0.15, 0.15)
+    )
     torch.manual_seed(0)
     module = PairTraining(settings)
     learned = [weight for weight in module.parameters() if weight.requires_grad]
@@ -107,14 +110,14 @@ def test_training_lowers_the_loss_and_beats_zero_filling_on_other_heads(network:
     training, held = heads(8, seed=1), module.scanner.scan(heads(4, seed=77), generator(99))
     before = float(module.error(held).detach())
     draws = generator(1)
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         module.error(module.scanner.scan(training, draws)).backward()
         optimizer.step()
     with torch.no_grad():
         found = held.image(module.network)
-        assert float(module.error(held)) < 0.85 * before
-        assert float((found - held.truth).norm()) < 0.85 * float((held.adjoint - held.truth).norm())
+        assert float(module.error(held)) < 0.8 * before
+        assert float((found - held.truth).norm()) < 0.7 * float((held.adjoint - held.truth).norm())
 
 
 @pytest.mark.slow
