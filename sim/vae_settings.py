@@ -109,7 +109,8 @@ class VAESettings:
         widths, middle = RELEASED_WIDTHS[self.size is not None]
         latent = 100 if self.size is not None else 12
         own = {"parts": self.parts, "size": self.size, "latent": latent, "widths": widths, "middle": middle}
-        return own | self.network
+        principal = 0 if self.size is None else self.size // 2
+        return own | {"principal": principal} | self.network
 
     def build(self) -> VAE:
         """New networks.
