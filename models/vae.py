@@ -18,6 +18,7 @@ from .padding import pad_to_multiple
 from .precision import CholeskyFactor, bounded, coefficient_channels
 
 COVARIANCES = ("identity", "diagonal", "structured")
+MAX_LOG_VAR = 3.0
 SEED_CHANNELS = 16  # of the coarsest map that the dense layer makes
 
 
@@ -99,7 +100,11 @@ class Encoder(nn.Module):
         principal: int = 0,
     ) -> None:
         super().__init__()
-        self.linear = nn.Linear(parts * principal**2, latent) if principal else None
+        self.linear: nn.Linear | nn.Conv2d | None = None
+        if principal and size:
+            self.linear = nn.Linear(parts * principal**2, latent)
+        elif principal:
+            self.linear = nn.Conv2d(parts, latent, principal, stride=principal)
         self.shrink = size // principal if size and principal else 1
         self.enter = _keeping(nn.Conv2d(parts, widths[0], 3, padding=1))
         following = [*widths[1:], middle]
@@ -124,7 +129,10 @@ class Encoder(nn.Module):
             h = self.dense(h.flatten(1))
         mean, log_var = h.float().chunk(2, 1)
         if self.linear is not None:
-            mean = mean + self.linear(F.avg_pool2d(e, self.shrink).flatten(1)).float()
+            dense = isinstance(self.linear, nn.Linear)
+            mean = mean + self.linear(F.avg_pool2d(e, self.shrink).flatten(1) if dense else e).float()
+        # a smooth ceiling: q wider than this tells nothing, and exp of a stray value would end the training
+        log_var = MAX_LOG_VAR - F.softplus(MAX_LOG_VAR - log_var)
         return mean.contiguous(), log_var.contiguous()
 
 
@@ -143,7 +151,11 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.principal = principal
-        self.linear = nn.Linear(latent, channels * principal**2) if principal else None
+        self.linear: nn.Linear | nn.ConvTranspose2d | None = None
+        if principal and size:
+            self.linear = nn.Linear(latent, channels * principal**2)
+        elif principal:
+            self.linear = nn.ConvTranspose2d(latent, channels, principal, stride=principal)
         self.coarse = 0 if size is None else size >> len(widths)
         self.dense = _keeping(nn.Linear(latent, SEED_CHANNELS * self.coarse**2)) if size is not None else None
         self.enter = _keeping(nn.Conv2d(latent if size is None else SEED_CHANNELS, middle, 3, padding=1))
@@ -166,6 +178,8 @@ class Decoder(nn.Module):
         image = self.leave(_activation(h)).float()
         if linear is None:
             return image
+        if not isinstance(self.linear, nn.Linear):
+            return image + linear
         coarse = linear.reshape(len(z), -1, self.principal, self.principal)
         return image + F.interpolate(coarse, image.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -196,8 +210,9 @@ class VAE(nn.Module):
     dropout
         Share of channels that are dropped in training.
     principal
-        Not 0: edge of a coarse image by which linear layers go around the encoder and the mean decoder, so that the
-        training can begin with principal components (`begin_with_components`). Published: 0.
+        Not 0: linear layers go around the encoder and the mean decoder, so that the training can begin with principal
+        components (`begin_with_components`). With a `size` the edge of the coarse image that they see and give, else
+        the edge of the block that a pixel of the latent map stands for. Published: 0.
     covariance_widths, covariance_middle
         Channels of the covariance decoder; as the mean's where they are not given.
 
@@ -232,8 +247,9 @@ class VAE(nn.Module):
         self.neighbourhood = neighbourhood if covariance == "structured" else 1
         self.bounds = float(diagonal[0]), float(diagonal[1])
         self.multiple = 1 << len(widths)
-        if principal and (size is None or principal < 1 or size % principal):
-            raise ValueError(f"expected principal 0, or to divide a size, found principal {principal} and size {size}")
+        if principal and (principal < 1 or (size % principal if size else principal != self.multiple)):
+            expected = f"divisor of {size}" if size else str(self.multiple)
+            raise ValueError(f"expected principal 0 or {expected}, found {principal}")
         self.encoder = Encoder(parts, size, latent, widths, middle, dropout, principal)
         self.mean_decoder = Decoder(parts, size, latent, widths, middle, dropout, principal)
         # L = diagonal of this before tanh for all pixels: the identity, and where the other kinds begin
@@ -254,7 +270,7 @@ class VAE(nn.Module):
         Parameters
         ----------
         images
-            (image, parts, y, x), more than the latent is long.
+            (image, parts, y, x), more (or with more blocks) than the latent is long.
         rho
             Variance of the residuals in the likelihood.
 
@@ -266,23 +282,30 @@ class VAE(nn.Module):
         encoder, decoder = self.encoder.linear, self.mean_decoder.linear
         if encoder is None or decoder is None:
             raise ValueError("these networks have no linear layers: expected principal above 0")
-        if len(images) <= self.latent:
-            raise ValueError(f"expected more than {self.latent} images for as many components, found {len(images)}")
-        coarse = F.avg_pool2d(images, self.encoder.shrink).flatten(1)
+        if isinstance(encoder, nn.Linear):
+            coarse = F.avg_pool2d(images, self.encoder.shrink).flatten(1)
+        else:
+            coarse = F.unfold(images, self.multiple, stride=self.multiple).transpose(1, 2).flatten(0, 1)
+        if len(coarse) <= self.latent:
+            raise ValueError(f"expected more than {self.latent} images for as many components, found {len(coarse)}")
         mean = coarse.mean(0)
         torch.manual_seed(0)
         _, values, components = torch.svd_lowrank(coarse - mean, min(2 * self.latent, len(coarse)), niter=2)
         spread = values[: self.latent] / math.sqrt(len(coarse))
         components = components[:, : self.latent]
-        decoder.weight.copy_(components * spread)
-        decoder.bias.copy_(mean)
-        encoder.weight.copy_((components / spread).T)
-        encoder.bias.copy_(-encoder.weight @ mean)
+        towards, back = (components / spread).T, components * spread
+        encoder.weight.copy_(towards.reshape(encoder.weight.shape))
+        encoder.bias.copy_(-towards @ mean)  # type: ignore[union-attr]
+        if isinstance(decoder, nn.Linear):
+            decoder.weight.copy_(back)
+            decoder.bias.copy_(mean)
+        else:  # the mean over all blocks, one number a part: blocks shall not show
+            decoder.weight.copy_(back.T.reshape(decoder.weight.shape))
+            decoder.bias.copy_(mean.reshape(self.parts, -1).mean(1))  # type: ignore[union-attr]
         # one coarse pixel stands for shrink^2 fine ones, each with a residual of its own
         ratio = spread.square() * self.encoder.shrink**2 / rho
-        last = self.encoder.dense
-        assert last is not None
-        last.bias[self.latent :] = -torch.log1p(ratio)
+        last = self.encoder.dense or self.encoder.narrow
+        last.bias[self.latent :] = -torch.log1p(ratio)  # type: ignore[index]
 
     def latent_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         """Shape of z, without the batch, for images (y, x).

@@ -186,7 +186,8 @@ class VAEData(pl.LightningDataModule):
         """Called by Lightning before anything takes a copy of the networks."""
         if self.components_of is not None:
             bank = np.load(bank_paths(self.folder, self.settings)[0], mmap_mode="r")
-            images = torch.from_numpy(np.asarray(bank[:COMPONENTS_FROM], np.float32))
+            few = COMPONENTS_FROM if self.settings.size else COMPONENTS_FROM // 10  # a patch has hundreds of blocks
+            images = torch.from_numpy(np.asarray(bank[:few], np.float32))
             self.components_of.begin_with_components(images, self.settings.mean_sigma**2)
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:

@@ -50,6 +50,11 @@ class VAETraining(pl.LightningModule):
         """Loss of a batch (batch, parts, y, x), in nats a number (pixel and part)."""
         stage = stage_of(self.settings, self.trainer.global_step)
         loss = self.loss(with_air_noise(images, self.settings.air_noise), stage)
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(
+                f"the loss is {float(loss)} at step {self.trainer.global_step}: begin again with a lower "
+                f"--learning-rate than {self.settings.learning_rate:g}"
+            )
         self.log("loss", loss, prog_bar=True)
         self.log("stage", float(stage), prog_bar=True)
         return loss

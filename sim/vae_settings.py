@@ -109,8 +109,9 @@ class VAESettings:
         widths, middle = RELEASED_WIDTHS[self.size is not None]
         latent = 100 if self.size is not None else 12
         own = {"parts": self.parts, "size": self.size, "latent": latent, "widths": widths, "middle": middle}
-        principal = 0 if self.size is None else self.size // 2
-        return own | {"principal": principal} | self.network
+        own |= self.network
+        principal = 1 << len(own["widths"]) if self.size is None else self.size // 2
+        return {"principal": principal} | own
 
     def build(self) -> VAE:
         """New networks.
