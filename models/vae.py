@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         self.dense = _keeping(nn.Linear(SEED_CHANNELS * coarse**2, 2 * latent)) if size is not None else None
         last = self.narrow if self.dense is None else self.dense
         with torch.no_grad():  # q begins narrow, so that the decoder sees which image it is
-            last.weight[:latent] *= 0.1 if principal else 1.0
+            last.weight[:latent] *= 0.0 if principal else 1.0
             last.weight[latent:] *= 0.1
             last.bias[latent:] = -3.0  # type: ignore[index]
 
@@ -362,8 +362,8 @@ class VAE(nn.Module):
             return torch.cat([diagonal, torch.zeros_like(diagonal[:, 1:])], 1)
         couplings = raw[:, self.parts :]
         cross = self.parts - 1  # the coupling within the pixel is in the first column
-        columns = diagonal.repeat(1, (couplings.shape[1] - cross) // self.parts, 1, 1)
-        return torch.cat([diagonal, couplings * torch.cat([diagonal[:, :cross], columns], 1)], 1)
+        of_columns = diagonal.repeat(1, (couplings.shape[1] - cross) // self.parts, 1, 1)
+        return torch.cat([diagonal, couplings * torch.cat([diagonal[:, :cross], of_columns], 1)], 1)
 
     def factor(self, z: torch.Tensor, shape: tuple[int, int] | None = None) -> CholeskyFactor:
         """L(z); cropped to images (y, x) of `shape`."""
