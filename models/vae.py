@@ -18,6 +18,7 @@ from .padding import pad_to_multiple
 from .precision import CholeskyFactor, bounded, coefficient_channels
 
 COVARIANCES = ("identity", "diagonal", "structured")
+MAX_LOG_VAR = 3.0
 SEED_CHANNELS = 16  # of the coarsest map that the dense layer makes
 
 
@@ -89,9 +90,22 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, parts: int, size: int | None, latent: int, widths: Sequence[int], middle: int, dropout: float
+        self,
+        parts: int,
+        size: int | None,
+        latent: int,
+        widths: Sequence[int],
+        middle: int,
+        dropout: float,
+        principal: int = 0,
     ) -> None:
         super().__init__()
+        self.linear: nn.Linear | nn.Conv2d | None = None
+        if principal and size:
+            self.linear = nn.Linear(parts * principal**2, latent)
+        elif principal:
+            self.linear = nn.Conv2d(parts, latent, principal, stride=principal)
+        self.shrink = size // principal if size and principal else 1
         self.enter = _keeping(nn.Conv2d(parts, widths[0], 3, padding=1))
         following = [*widths[1:], middle]
         self.blocks = nn.Sequential(
@@ -103,6 +117,7 @@ class Encoder(nn.Module):
         self.dense = _keeping(nn.Linear(SEED_CHANNELS * coarse**2, 2 * latent)) if size is not None else None
         last = self.narrow if self.dense is None else self.dense
         with torch.no_grad():  # q begins narrow, so that the decoder sees which image it is
+            last.weight[:latent] *= 0.0 if principal else 1.0
             last.weight[latent:] *= 0.1
             last.bias[latent:] = -3.0  # type: ignore[index]
 
@@ -113,6 +128,11 @@ class Encoder(nn.Module):
         if self.dense is not None:
             h = self.dense(h.flatten(1))
         mean, log_var = h.float().chunk(2, 1)
+        if self.linear is not None:
+            dense = isinstance(self.linear, nn.Linear)
+            mean = mean + self.linear(F.avg_pool2d(e, self.shrink).flatten(1) if dense else e).float()
+        # a smooth ceiling: q wider than this tells nothing, and exp of a stray value would end the training
+        log_var = MAX_LOG_VAR - F.softplus(MAX_LOG_VAR - log_var)
         return mean.contiguous(), log_var.contiguous()
 
 
@@ -120,9 +140,22 @@ class Decoder(nn.Module):
     """Latent z (batch, *latent) to (batch, channels, y, x); arguments as of the `Encoder`."""
 
     def __init__(
-        self, channels: int, size: int | None, latent: int, widths: Sequence[int], middle: int, dropout: float
+        self,
+        channels: int,
+        size: int | None,
+        latent: int,
+        widths: Sequence[int],
+        middle: int,
+        dropout: float,
+        principal: int = 0,
     ) -> None:
         super().__init__()
+        self.principal = principal
+        self.linear: nn.Linear | nn.ConvTranspose2d | None = None
+        if principal and size:
+            self.linear = nn.Linear(latent, channels * principal**2)
+        elif principal:
+            self.linear = nn.ConvTranspose2d(latent, channels, principal, stride=principal)
         self.coarse = 0 if size is None else size >> len(widths)
         self.dense = _keeping(nn.Linear(latent, SEED_CHANNELS * self.coarse**2)) if size is not None else None
         self.enter = _keeping(nn.Conv2d(latent if size is None else SEED_CHANNELS, middle, 3, padding=1))
@@ -132,13 +165,23 @@ class Decoder(nn.Module):
             *(ResizingBlock(a, b, "up", dropout) for a, b in zip(before, reversed(widths), strict=True)),
         )
         self.leave = nn.Conv2d(widths[0], channels, 3, padding=1)
+        if principal:
+            nn.init.zeros_(self.leave.weight)
+            nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """float32, at the resolution of the images."""
+        linear = None if self.linear is None else self.linear(z).float()
         if self.dense is not None:
             z = self.dense(z).reshape(len(z), SEED_CHANNELS, self.coarse, self.coarse)
         h = self.blocks(self.enter(z.contiguous(memory_format=torch.channels_last)))
-        return self.leave(_activation(h)).float()
+        image = self.leave(_activation(h)).float()
+        if linear is None:
+            return image
+        if not isinstance(self.linear, nn.Linear):
+            return image + linear
+        coarse = linear.reshape(len(z), -1, self.principal, self.principal)
+        return image + F.interpolate(coarse, image.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class VAE(nn.Module):
@@ -166,6 +209,10 @@ class VAE(nn.Module):
         numbers: a scaled tanh bounds them.
     dropout
         Share of channels that are dropped in training.
+    principal
+        Not 0: linear layers go around the encoder and the mean decoder, so that the training can begin with principal
+        components (`begin_with_components`). With a `size` the edge of the coarse image that they see and give, else
+        the edge of the block that a pixel of the latent map stands for. Published: 0.
     covariance_widths, covariance_middle
         Channels of the covariance decoder; as the mean's where they are not given.
 
@@ -186,6 +233,7 @@ class VAE(nn.Module):
         neighbourhood: int = 5,
         diagonal: Sequence[float] = (0.5, 200.0),
         dropout: float = 0.0,
+        principal: int = 0,
         covariance_widths: Sequence[int] | None = None,
         covariance_middle: int | None = None,
     ) -> None:
@@ -199,8 +247,11 @@ class VAE(nn.Module):
         self.neighbourhood = neighbourhood if covariance == "structured" else 1
         self.bounds = float(diagonal[0]), float(diagonal[1])
         self.multiple = 1 << len(widths)
-        self.encoder = Encoder(parts, size, latent, widths, middle, dropout)
-        self.mean_decoder = Decoder(parts, size, latent, widths, middle, dropout)
+        if principal and (principal < 1 or (size % principal if size else principal != self.multiple)):
+            expected = f"divisor of {size}" if size else str(self.multiple)
+            raise ValueError(f"expected principal 0 or {expected}, found {principal}")
+        self.encoder = Encoder(parts, size, latent, widths, middle, dropout, principal)
+        self.mean_decoder = Decoder(parts, size, latent, widths, middle, dropout, principal)
         # L = diagonal of this before tanh for all pixels: the identity, and where the other kinds begin
         self.identity = nn.Parameter(torch.tensor(0.0))
         self.covariance_decoder: Decoder | None = None
@@ -209,6 +260,52 @@ class VAE(nn.Module):
             self.covariance_decoder = Decoder(channels, size, latent, wider, covariance_middle or middle, dropout)
             nn.init.zeros_(self.covariance_decoder.leave.weight)
             nn.init.zeros_(self.covariance_decoder.leave.bias)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def begin_with_components(self, images: torch.Tensor, rho: float) -> None:
+        """Start the linear layers as the best linear VAE of these images: probabilistic principal components.
+
+        z are the components, scaled to variance 1; q has the variance of the linear posterior.
+
+        Parameters
+        ----------
+        images
+            (image, parts, y, x), more (or with more blocks) than the latent is long.
+        rho
+            Variance of the residuals in the likelihood.
+
+        Raises
+        ------
+        ValueError
+            When the networks have no linear layers, or there are too few images.
+        """
+        encoder, decoder = self.encoder.linear, self.mean_decoder.linear
+        if encoder is None or decoder is None:
+            raise ValueError("these networks have no linear layers: expected principal above 0")
+        if isinstance(encoder, nn.Linear):
+            coarse = F.avg_pool2d(images, self.encoder.shrink).flatten(1)
+        else:
+            coarse = F.unfold(images, self.multiple, stride=self.multiple).transpose(1, 2).flatten(0, 1)
+        if len(coarse) <= self.latent:
+            raise ValueError(f"expected more than {self.latent} images for as many components, found {len(coarse)}")
+        mean = coarse.mean(0)
+        torch.manual_seed(0)
+        _, values, components = torch.svd_lowrank(coarse - mean, min(2 * self.latent, len(coarse)), niter=2)
+        spread = values[: self.latent] / math.sqrt(len(coarse))
+        components = components[:, : self.latent]
+        towards, back = (components / spread).T, components * spread
+        encoder.weight.copy_(towards.reshape(encoder.weight.shape))
+        encoder.bias.copy_(-towards @ mean)  # type: ignore[union-attr]
+        if isinstance(decoder, nn.Linear):
+            decoder.weight.copy_(back)
+            decoder.bias.copy_(mean)
+        else:  # the mean over all blocks, one number a part: blocks shall not show
+            decoder.weight.copy_(back.T.reshape(decoder.weight.shape))
+            decoder.bias.copy_(mean.reshape(self.parts, -1).mean(1))  # type: ignore[union-attr]
+        # one coarse pixel stands for shrink^2 fine ones, each with a residual of its own
+        ratio = spread.square() * self.encoder.shrink**2 / rho
+        last = self.encoder.dense or self.encoder.narrow
+        last.bias[self.latent :] = -torch.log1p(ratio)  # type: ignore[index]
 
     def latent_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         """Shape of z, without the batch, for images (y, x).
@@ -260,13 +357,13 @@ class VAE(nn.Module):
             diagonal = self.identity_diagonal().expand(len(z), self.parts, rows, columns)
             return torch.cat([diagonal, torch.zeros_like(diagonal[:, 1:])], 1)
         raw = self.covariance_decoder(self._checked(z))
-        diagonal = bounded(raw[:, : self.parts] + self.identity, low, high)
+        diagonal = bounded(raw[:, : self.parts] + self.identity.detach(), low, high)
         if self.covariance == "diagonal":
             return torch.cat([diagonal, torch.zeros_like(diagonal[:, 1:])], 1)
         couplings = raw[:, self.parts :]
         cross = self.parts - 1  # the coupling within the pixel is in the first column
-        columns = diagonal.repeat(1, (couplings.shape[1] - cross) // self.parts, 1, 1)
-        return torch.cat([diagonal, couplings * torch.cat([diagonal[:, :cross], columns], 1)], 1)
+        of_columns = diagonal.repeat(1, (couplings.shape[1] - cross) // self.parts, 1, 1)
+        return torch.cat([diagonal, couplings * torch.cat([diagonal[:, :cross], of_columns], 1)], 1)
 
     def factor(self, z: torch.Tensor, shape: tuple[int, int] | None = None) -> CholeskyFactor:
         """L(z); cropped to images (y, x) of `shape`."""

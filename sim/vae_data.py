@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from scanprior.models.magnitude_prior import smooth_phase
+from scanprior.models.vae import VAE
 from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
@@ -19,6 +20,8 @@ from .patch_bank import BANK_PATCH, random_crop, stack_shares
 from .vae_settings import VAESettings
 
 VALIDATION = "validation.npy"
+COMPONENTS_FROM = 4000
+"""Images of a bank that principal components are taken from: half a minute."""
 RANDOM_CONTRAST = 0.1
 """Share of whole slices whose contrast is a random map; the others keep theirs up to a power: a dense latent of 100
 numbers has no room for every contrast there could be."""
@@ -159,16 +162,33 @@ class ImageBank(torch.utils.data.IterableDataset):
 
 
 class VAEData(pl.LightningDataModule):
-    """Banks made by the first process of all, the others waiting for it; then each its own stream of images."""
+    """Banks made by the first process of all, the others waiting for it; then each its own stream of images.
 
-    def __init__(self, data: list[Path], folder: Path, settings: VAESettings, seed: int) -> None:
+    Parameters
+    ----------
+    components_of
+        Networks that shall begin with the principal components of the bank.
+    """
+
+    def __init__(
+        self, data: list[Path], folder: Path, settings: VAESettings, seed: int, components_of: VAE | None = None
+    ) -> None:
         super().__init__()
+        self.components_of = components_of
         self.data, self.folder, self.settings, self.seed = data, folder, settings, seed
         self.prepare_data_per_node = False  # all hosts share the folder
 
     def prepare_data(self) -> None:
         """Called by Lightning on the first process, behind a barrier."""
         prepare_vae_banks(self.data, self.folder, self.settings)
+
+    def setup(self, stage: str) -> None:
+        """Called by Lightning before anything takes a copy of the networks."""
+        if self.components_of is not None:
+            bank = np.load(bank_paths(self.folder, self.settings)[0], mmap_mode="r")
+            few = COMPONENTS_FROM if self.settings.size else COMPONENTS_FROM // 10  # a patch has hundreds of blocks
+            images = torch.from_numpy(np.asarray(bank[:few], np.float32))
+            self.components_of.begin_with_components(images, self.settings.mean_sigma**2)
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         """Batches (batch, parts, y, x) without end."""

@@ -107,9 +107,11 @@ class VAESettings:
     def network_description(self) -> dict[str, Any]:
         """Arguments of `VAE`, as its file will say."""
         widths, middle = RELEASED_WIDTHS[self.size is not None]
-        latent = 100 if self.size is not None else 12
-        own = {"parts": self.parts, "size": self.size, "latent": latent, "widths": widths, "middle": middle}
-        return own | self.network
+        latent = 100 if self.size is not None else 16
+        own: dict[str, Any] = {"parts": self.parts, "size": self.size, "latent": latent}
+        own |= {"widths": widths, "middle": middle} | self.network
+        principal = 1 << len(own["widths"]) if self.size is None else self.size // 2
+        return {"principal": principal} | own
 
     def build(self) -> VAE:
         """New networks.

@@ -65,7 +65,8 @@ def train_vae(data: list[Path], folder: Path, settings: VAESettings) -> Path:
     )
     last = folder / "last.ckpt"
     start = int(torch.load(last, weights_only=True, map_location="cpu")["global_step"]) if last.exists() else 0
-    images = VAEData(data, folder, settings, settings.seed + start)
+    principal = settings.network_description["principal"] and not start and settings.begin_with is None
+    images = VAEData(data, folder, settings, settings.seed + start, module.vae if principal else None)
     trainer.fit(module, images, ckpt_path=last if last.exists() else None, weights_only=True)
     if trainer.is_global_zero:
         (folder / "settings.txt").write_text("\n".join(f"{k}: {v}" for k, v in asdict(settings).items()) + "\n")

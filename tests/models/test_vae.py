@@ -154,6 +154,34 @@ def test_kl_by_hand() -> None:
     assert float(kl_to_standard(mean, log_var)) == pytest.approx(total, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    "arguments", [DENSE | {"principal": 16}, LOCAL | {"principal": 4, "latent": 5}], ids=["dense", "local"]
+)
+def test_principal_components_are_the_linear_optimum(arguments: dict[str, Any]) -> None:
+    """Images of as many components as the latent has come back exactly; z has variance 1, q that of the posterior."""
+    torch.manual_seed(0)
+    vae, rho, parts = build_vae(arguments), 0.01, arguments["parts"]
+    edge = 16 if arguments["size"] else 4
+    components = torch.randn(5, parts, edge, edge)
+    weights = torch.randn(100, 5) * torch.tensor([3.0, 2.0, 1.5, 1.0, 0.5])
+    images = torch.einsum("nk,kpyx->npyx", torch.cat([weights, -weights]), components)
+    vae.begin_with_components(images, rho)
+    z, log_var = vae.encode(images)
+    torch.testing.assert_close(vae.mean(z), images, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(z.flatten(1).square().mean(0), torch.ones(5), rtol=1e-3, atol=1e-3)
+    linear = vae.mean_decoder.linear
+    assert linear is not None
+    columns = linear.weight.reshape(-1, 5) if arguments["size"] else linear.weight.reshape(5, -1).T
+    precision = torch.eye(5) + columns.T @ columns / rho
+    found = -log_var.detach().flatten(1).mean(0)
+    # the other layers have their say in log_var from the start, but a small one
+    torch.testing.assert_close(found, precision.inverse().diagonal().log().neg(), rtol=0.05, atol=0.5)
+    with pytest.raises(ValueError, match="expected more than 5 images for as many components, found 4"):
+        vae.begin_with_components(images[:4], rho)
+    with pytest.raises(ValueError, match="no linear layers: expected principal above 0"):
+        build_vae(arguments | {"principal": 0}).begin_with_components(images, rho)
+
+
 @pytest.mark.parametrize("arguments", [DENSE, LOCAL], ids=["dense", "local"])
 def test_a_file_gives_the_prior_back(arguments: dict[str, Any], tmp_path: Path) -> None:
     prior = prior_of(arguments)
@@ -214,6 +242,8 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"neighbourhood": 7}, "expected a neighbourhood of 3 or 5 for a structured covariance, found 7"),
         ({"size": 18}, r"expected a size that is a multiple of 4 \(2 widths\), found 18"),
         ({"latent": 0}, "found latent 0"),
+        ({"principal": 7}, "expected principal 0 or divisor of 16, found 7"),
+        ({"size": None, "principal": 8}, "expected principal 0 or 4, found 8"),
         ({"diagonal": (2.0, 1.0)}, r"both above 0, found \[2.0, 1.0\]"),
         ({"size": None, "covariance_widths": (4,)}, "expected 2 covariance_widths, as many as widths, found 1"),
     ],

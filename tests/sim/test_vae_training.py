@@ -29,7 +29,7 @@ from scanprior.sim.vae_training import train_vae
 RNG = np.random.default_rng(0)
 TINY = {"widths": (8, 16), "middle": 16, "latent": 8, "neighbourhood": 3}
 DENSE = VAESettings(
-    steps=40, batch=4, bank=8, size=32, parts=1, network=TINY, save_every=10, accelerator="cpu", learning_rate=3e-3,
+    steps=40, batch=4, bank=12, size=32, parts=1, network=TINY, save_every=10, accelerator="cpu", learning_rate=3e-3,
     validation=8,
 )  # fmt: skip
 LOCAL = replace(DENSE, size=None, parts=2, patch=32, batch=2)
@@ -185,7 +185,7 @@ def test_demodulation_leaves_a_small_imaginary_part() -> None:
 
 def test_banks_and_their_streams(data: Path, tmp_path: Path) -> None:
     training, _ = prepare_vae_banks([data], tmp_path, DENSE)
-    assert np.load(training).shape == (8, 1, 32, 32)
+    assert np.load(training).shape == (12, 1, 32, 32)
     assert validation_images(tmp_path, DENSE).shape == (8, 1, 32, 32)
     made = training.stat().st_mtime_ns
     prepare_vae_banks([data], tmp_path, DENSE)
