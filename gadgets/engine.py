@@ -138,13 +138,14 @@ class Engine:
         began = time.perf_counter()
 
         def run() -> None:
-            device = self.device(recipe)
+            device, prior = self.device(recipe), self.prior(recipe)
+            edge = (prior.size if prior is not None else None) or 64
             generator = torch.Generator().manual_seed(0)
-            maps = torch.full((4, 64, 64), 0.5, dtype=torch.complex64, device=device)
-            kspace = torch.view_as_complex(torch.randn(4, 64, 64, 2, generator=generator)).to(device)
-            mask = torch.ones(64, 1, dtype=torch.bool, device=device)
+            maps = torch.full((4, edge, edge), 0.5, dtype=torch.complex64, device=device)
+            kspace = torch.view_as_complex(torch.randn(4, edge, edge, 2, generator=generator)).to(device)
+            mask = torch.ones(edge, 1, dtype=torch.bool, device=device)
             scan = Scan(kspace, mask, maps, 2**0.5)
-            METHODS[recipe.method].run(scan, self.prior(recipe), recipe.method_settings.brief())
+            METHODS[recipe.method].run(scan, prior, recipe.method_settings.brief())
 
         self.worker.submit(run).result()
         return time.perf_counter() - began

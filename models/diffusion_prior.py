@@ -44,6 +44,11 @@ class DiffusionPrior:
     scale: tuple[float, float] = (99.5, 1.0)
 
     @property
+    def size(self) -> int | None:
+        """Any size of image will do."""
+        return None
+
+    @property
     def family(self) -> str:
         """Which methods it is for; see `Method.prior`."""
         return "diffusion"

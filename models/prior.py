@@ -73,6 +73,10 @@ class AnyPrior(Protocol):
     autocast: torch.dtype | None
 
     @property
+    def size(self) -> int | None:
+        """Edge of the only images that it takes; None: any size."""
+
+    @property
     def family(self) -> str:
         """`diffusion`, or another of `Method.prior`: which methods it is for."""
 

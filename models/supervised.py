@@ -161,6 +161,11 @@ class SupervisedPrior:
     scale: tuple[float, float] = SCALE
 
     @property
+    def size(self) -> int | None:
+        """Any size of image will do."""
+        return None
+
+    @property
     def family(self) -> str:
         """Which methods it is for; see `Method.prior`."""
         return "supervised"
