@@ -71,8 +71,9 @@ class TrainedFor(BaseModel):
     def __str__(self) -> str:
         """In words, for the image's history."""
         images = "magnitude images" if self.magnitude else "complex images"
+        coils = "1 coil" if self.coils == (1, 1) else f"{_range(self.coils)} coils"
         return (
-            f"{self.mask}, R {_range(self.effective_r)}, noise {_range(self.noise)}, {_range(self.coils)} coils, "
+            f"{self.mask}, R {_range(self.effective_r)}, noise {_range(self.noise)}, {coils}, "
             f"{images} of {self.size} x {self.size}"
         )
 
