@@ -195,3 +195,17 @@ def test_what_does_not_go_together_is_refused(change: dict[str, Any], complaint:
 def test_arguments_a_network_does_not_have() -> None:
     with pytest.raises(ValueError, match="network 'varnet' has no argument 'depth'; there are: stages, filters"):
         replace(TINY, network_options={"depth": 3}).build()
+
+
+def test_the_released_network_is_good_where_it_was_trained_and_says_where_it_was_not() -> None:
+    prior = load_any_prior("varnet")
+    image = np.abs(brain(128, 1, contrast="t1", seed=9).image[0])
+    gains = {}
+    for noise in (0.05, 0.3):
+        test = simulate_scan(image, Condition("radial", 25, None, coils=1, phase=0.0, noise=noise))
+        scan = Scan(test.kspace, test.mask, torch.ones_like(test.kspace), test.sigma)
+        found = reconstruct("varnet", scan, prior, SupervisedSettings())
+        assert ("warning" in found.info) == (noise == 0.3)
+        zero_filled = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(test.kspace[0]), norm="ortho"))
+        gains[noise] = psnr(found.image.numpy(), test.truth) - psnr(zero_filled.numpy(), test.truth)
+    assert gains[0.05] > 2
