@@ -56,6 +56,11 @@ def test_foreign_weights_are_converted(tmp_path: Path) -> None:
         (["--network-option", "depth"], "expected name=value"),
         (["--sigma-min", "100"], "expected 0 < sigma_min < sigma_max"),
         (["--widths", "8,16"], "widths and blocks must be equally long, got 2 and 4"),
+        (["--loss", "vae", "--channels", "1", "--size", "128", "--widths", "8,8,8,8"], "parts=1, size=128"),
+        (["--loss", "vae", "--covariance", "diagonal", "--mean-steps", "9"], "mean_steps=9"),
+        (["--loss", "vae", "--covariance", "full"], "covariance 'full' is not known"),
+        (["--loss", "vae", "--network", "unet"], "--network is not for loss 'vae'"),
+        (["--size", "128"], "--size is not for loss 'edm'"),
     ],
 )
 def test_training_options_are_checked_before_anything_is_made(tmp_path: Path, options: list[str], told: str) -> None:
