@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from scanprior.models import prior as prior_module
 from scanprior.models.precision import CholeskyFactor, coefficient_channels
 from scanprior.models.prior import PriorError, load_any_prior, load_prior
 from scanprior.models.vae import VAE, elbo_terms, kl_to_standard
@@ -54,8 +55,8 @@ def test_shapes_and_gradients(arguments: dict[str, Any], covariance: str) -> Non
     torch.testing.assert_close(again, decoded.detach(), rtol=0, atol=0)
     torch.testing.assert_close(factor_again.values, factor.values.detach(), rtol=0, atol=0)
     low, high = prior.vae.bounds
-    assert float(factor.diagonal().min()) >= low
-    assert float(factor.diagonal().max()) <= high
+    assert float(factor.diagonal().detach().min()) >= low
+    assert float(factor.diagonal().detach().max()) <= high
 
 
 def test_odd_sizes_are_padded_inside_and_only_a_local_prior_takes_them() -> None:
@@ -260,3 +261,19 @@ def test_the_published_sizes_can_be_had() -> None:
     assert vae.mean_decoder.coarse == 8
     assert vae.covariance_decoder is not None
     assert vae.covariance_decoder.leave.out_channels == 13
+
+
+def test_released_priors_share_a_mean_and_fit_their_cards() -> None:
+    structured, others = load_any_prior("vae-128"), [load_any_prior(f"vae-128-{k}") for k in ("identity", "diagonal")]
+    for other in others:
+        for key, value in other.weights().items():
+            if not key.startswith("covariance_decoder"):
+                assert torch.equal(value, structured.weights()[key]), key
+    assert [prior.covariance for prior in (structured, *others)] == ["structured", "identity", "diagonal"]
+    assert structured.for_shape((128, 128)).mean(torch.zeros(1, 100)).shape == (1, 1, 128, 128)
+    local = load_any_prior("vae")
+    assert (local.parts, local.neighbourhood, local.size, local.demodulated) == (2, 3, None, True)
+    folder = Path(prior_module.__file__).parent / "weights"
+    for path in folder.glob("vae*.safetensors"):
+        assert path.stat().st_size < 16e6
+        assert path.with_suffix(".md").is_file()
