@@ -275,7 +275,7 @@ class ScanSession:
         shape = self._image_shape(data)
         if acs is not None:
             try:
-                self._maps.of(data.acs_key or data.key, acs, shape, whitening.sigma)
+                self._maps.of(data.acs_key or data.key, acs, shape, _acs_noise(data, whitening))
             except ValueError as error:
                 log.info("maps of %s wait for the whole slice: %s", data.key, error)
 
@@ -291,7 +291,9 @@ class ScanSession:
         if self.recipe.needs_maps:
             # without calibration lines ESPIRiT itself says what can be done
             acs = problem.kspace[..., :0, :] if problem.acs is None else problem.acs
-            maps = self._maps.of(problem.acs_key or problem.key, acs, self._image_shape(data), whitening.sigma)
+            maps = self._maps.of(
+                problem.acs_key or problem.key, acs, self._image_shape(data), _acs_noise(data, whitening)
+            )
             self._maps.forget_before(problem.acs_key or problem.key)
         self._go_on()
         result = self._run_method(problem, maps)
@@ -339,6 +341,11 @@ class ScanSession:
     def _go_on(self) -> None:
         if self._stopped:
             raise Aborted
+
+
+def _acs_noise(data: SliceData, whitening: Whitening) -> float:
+    """Noise of the calibration lines; 0, not known, of separate ones: they may come in a scale of their own."""
+    return whitening.sigma if data.acs is None else 0.0
 
 
 _engine: Engine | None = None

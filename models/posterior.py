@@ -182,7 +182,7 @@ def sample_posterior(
     begin = _starting_image(scan, model, settings.start, rough, adjoint)
     counted = _Counted(prior)
     generator = torch.Generator().manual_seed(settings.seed)
-    parts = pieces(scan, settings.samples * settings.images_per_sample(scan.kspace.shape[-3]))
+    parts = pieces(scan, settings.samples * settings.images_per_sample(scan.kspace.shape[-3]), MAX_PIXELS)
     images, spreads = [], []
     for number, (part, piece) in enumerate(parts):
 
@@ -358,7 +358,7 @@ def _starting_image(
     return rough
 
 
-def pieces(scan: Scan, samples: int, most: int = MAX_PIXELS) -> list[tuple[slice | EllipsisType, Scan]]:
+def pieces(scan: Scan, samples: int, most: int) -> list[tuple[slice | EllipsisType, Scan]]:
     """A scan in pieces that fit into memory together with all their samples: the slices of a volume a few at a time.
 
     Parameters

@@ -201,7 +201,7 @@ def test_a_prior_that_cannot_be_loaded_is_told(scan: Path, tmp_path: Path) -> No
     for command in (["replay", str(scan), "--out", str(tmp_path / "out")], ["serve", "--port", "0"]):
         result = run.invoke(app, [*command, *options])
         assert result.exit_code == 1, result.output
-        assert "prior 'nowhere.safetensors' not found: expected one of ['small']" in result.output
+        assert "prior 'nowhere.safetensors' not found: expected one of ['magnitude', 'small'" in result.output
 
 
 def test_training_data_that_is_not_there(tmp_path: Path) -> None:
