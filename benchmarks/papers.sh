@@ -1,7 +1,7 @@
 #!/bin/bash
 # The papers' findings and the choice of the default, by `scanprior evaluate`; benchmarks/papers.md tells what came out.
 #
-#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_slow default recorded langevin score_mri magnitude spread robust]
+#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_slow default recorded langevin score_mri magnitude spread robust vae]
 #
 # Without arguments all parts. A part that was cut goes on when started again. Weights of the baselines are tuned on
 # training images wherever they are compared; `choice` looks at training images only, the others at test images.
@@ -92,6 +92,14 @@ robust() {
   done
 }
 
-for part in "${@:-choice choice_slow default recorded langevin score_mri magnitude spread robust}"; do
+# paper 3: the VAE's covariances, the generator methods and the supervised ones over spokes and noise (50 slices take hours)
+vae() {
+  evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --coils 1 --phase 0 --size 128 --images "${IMAGES:-50}" \
+    --masks radial --spokes 5,25,45,125 --noise 0.0125,0.05 --out "$OUT/vae" \
+    --methods least-squares,tv,vae:prior=vae-128,vae:prior=vae-128-diagonal,vae:prior=vae-128-identity,range:prior=vae-128 \
+    --methods narnhofer:prior=vae-128,pnp-admm,varnet,unet
+}
+
+for part in "${@:-choice choice_slow default recorded langevin score_mri magnitude spread robust vae}"; do
   for name in $part; do "$name"; done
 done
