@@ -1,7 +1,7 @@
 #!/bin/bash
 # The papers' findings and the choice of the default, by `scanprior evaluate`; benchmarks/papers.md tells what came out.
 #
-#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_slow default recorded langevin score_mri magnitude spread robust vae]
+#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice point choice_slow default recorded langevin score_mri magnitude spread robust vae]
 #
 # Without arguments all parts. A part that was cut goes on when started again. Weights of the baselines are tuned on
 # training images wherever they are compared; `choice` looks at training images only, the others at test images.
@@ -24,6 +24,14 @@ choice() {
   for set in axial_t1_192 axial_t2_0p43mm_512x384; do
     evaluate --data "$DATA/train/$set.npz" --methods "$curve" --masks gaussian-1d --r 4,8 --images 2 --size 128 \
       --out "$OUT/choice_$set"
+  done
+}
+
+# one image by plug-and-play against the mean of the default's samples, on training images
+point() {
+  for set in axial_t1_192 axial_t2_0p43mm_512x384; do
+    evaluate --data "$DATA/train/$set.npz" --methods tv,dds:steps=20,pnp-admm,pnp-admm:iterations=20 --masks gaussian-1d --r 4,8 --images 4 --size 128 \
+      --out "$OUT/point_$set"
   done
 }
 
@@ -100,6 +108,6 @@ vae() {
     --methods narnhofer:prior=vae-128,pnp-admm,varnet,unet
 }
 
-for part in "${@:-choice choice_slow default recorded langevin score_mri magnitude spread robust vae}"; do
+for part in "${@:-choice point choice_slow default recorded langevin score_mri magnitude spread robust vae}"; do
   for name in $part; do "$name"; done
 done
