@@ -18,6 +18,10 @@ from .posterior import Prior, check_levels, intensity_scale
 from .scan import Progress, Reconstruction, Scan, Settings
 from .solvers import inner
 
+_RISE, _AT_REST = 2.0, 0.02
+"""The primal residual has risen where it is twice its least so far and above this share of the image. Where it comes to
+rest it falls below 0.01 within 20 iterations and stays there."""
+
 NOISE_FLOOR = 1e-3
 """Least noise of the data, in units of the image's bright parts: without any the denoiser would have no say."""
 
@@ -88,8 +92,8 @@ def pnp_admm(scan: Scan, prior: Prior, settings: PnPSettings, progress: Progress
     Raises
     ------
     ValueError
-        If the scan has no maps or no signal, the prior was not trained on the noise levels asked for, or the image is
-        not finite.
+        If the scan has no maps or no signal, the prior was not trained on the noise levels asked for, the image is not
+        finite, or it moves away from the data instead of coming to rest: some denoisers (the prior `magnitude`) do so.
     """
     began = time.perf_counter()
     check_levels(prior, settings.level(0), settings.sigma)
@@ -125,6 +129,13 @@ def pnp_admm(scan: Scan, prior: Prior, settings: PnPSettings, progress: Progress
                 "each other apart (try a larger sigma or penalty)"
             )
         residuals.append((primal, dual))
+        at_sigma = [p for n, (p, _) in enumerate(residuals) if settings.level(n) == settings.sigma]
+        if at_sigma and primal > max(_RISE * min(at_sigma), _AT_REST):
+            raise ValueError(
+                f"pnp-admm: after {iteration + 1} iterations the image and its denoised form differ by {primal:.3g} of "
+                f"it, having come as near as {min(at_sigma):.3g}: prior {prior.name!r} and the data drive each other "
+                "apart (try a larger sigma or penalty, or another prior)"
+            )
         if progress is not None:
             progress(iteration + 1, settings.iterations)
         if max(primal, dual) <= settings.tolerance and level == settings.sigma:

@@ -107,3 +107,16 @@ def test_what_cannot_be_done_is_refused() -> None:
 def test_a_warm_up_is_short() -> None:
     settings = METHODS["pnp-admm"].settings.model_validate({"iterations": 500})
     assert settings.brief().iterations == 2  # type: ignore[attr-defined]
+
+
+def test_an_image_that_is_driven_away_again_is_told() -> None:
+    """As the prior `magnitude` does: near each other at first, then farther apart with each step."""
+
+    class Unsteady(GaussianPrior):
+        def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+            clean = super().denoise(x, sigma)
+            return clean if self.calls < 12 else 3 * x
+
+    scan, _ = gaussian_scan()
+    with pytest.raises(ValueError, match=r"having come as near as .* prior 'gaussian' and the data drive each other"):
+        run(scan, Unsteady(), iterations=200, tolerance=0)
