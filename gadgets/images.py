@@ -73,7 +73,7 @@ def make_images(
         The same shape, real; or None. Where the notes of `problem` tell of a `partial_fourier_filling`, it is of the
         image before that, and its meta says so.
     info
-        `Reconstruction.info`.
+        `Reconstruction.info`. Its `warning`, if there is one, stands in the comment too, which a viewer shows.
     complex_image
         Send the image complex, and not its magnitude: what Gadgetron's ExtractGadget takes. Not both, since a chain
         behind that makes the magnitude itself would end up with every image twice.
@@ -96,6 +96,7 @@ def make_images(
         if not np.isfinite(array).all():
             raise ValueError(f"the {name} of {problem.key} has values that are not finite")
     method = str(info.get("method", "recon"))
+    caution = f"; {info['warning']}" if "warning" in info else ""
     made = history(info, problem.notes)
     pixels = fit_recon_matrix(assemble(image, problem.volume), encoding)
 
@@ -112,10 +113,10 @@ def make_images(
         return Image(head, array[None], meta)
 
     if complex_image:
-        images = [message(pixels, IMAGE_SERIES, "C", method, f"Scanprior {method}")]
+        images = [message(pixels, IMAGE_SERIES, "C", method, f"Scanprior {method}{caution}")]
     else:
         magnitude = np.abs(pixels).astype(np.float32)
-        images = [message(magnitude, IMAGE_SERIES, "M", method, f"Scanprior {method}")]
+        images = [message(magnitude, IMAGE_SERIES, "M", method, f"Scanprior {method}{caution}")]
     if std is not None:
         deviation = fit_recon_matrix(assemble(std, problem.volume), encoding)
         comment, steps = f"Scanprior {method}: standard deviation of the magnitude", made

@@ -297,6 +297,8 @@ class ScanSession:
             self._maps.forget_before(problem.acs_key or problem.key)
         self._go_on()
         result = self._run_method(problem, maps)
+        if "warning" in result.info:
+            log.warning("image of %s by %s: %s", data.key, self.recipe.method, result.info["warning"])
         image = complete(result.image.cpu().numpy(), problem, self.recipe.partial_fourier)
         if fills(problem, self.recipe.partial_fourier):
             problem.notes["partial_fourier_filling"] = self.recipe.partial_fourier
