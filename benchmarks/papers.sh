@@ -60,7 +60,8 @@ default() {
 # the shipped recipes on the recorded scan of R = 4, through the stream; benchmarks/recorded.py looks at all of them
 recorded() {
   evaluate --data "$DATA/recorded/brain_t2_8ch_r4.h5" --truth "$DATA/recorded/brain_t2_8ch_truth.npz" \
-    --methods sense,l1-wavelet,tv,dds,dds:maps.crop=0,l1-wavelet:maps.crop=0,tv:maps.crop=0 --out "$OUT/recorded_r4"
+    --methods sense,l1-wavelet,tv,dds,dds:maps.crop=0,l1-wavelet:maps.crop=0,tv:maps.crop=0,pnp-admm,pnp-admm:maps.crop=0 \
+    --methods dds:steps=20,samples=4,dds:steps=20,samples=4,prior=magnitude,vae --out "$OUT/recorded_r4"
 }
 
 # paper 2: pseudo-inverse guidance against Langevin, R = 2 to 16
@@ -79,8 +80,13 @@ score_mri() {
     --masks gaussian-2d,poisson-2d --r 8,15 --images 2 --size 128 --out "$OUT/score_mri_points"
 }
 
-# papers 1 and 5: a magnitude-only prior on complex data
+# papers 1 and 5: a magnitude-only prior on complex data; beside the complex one on training images too
 magnitude() {
+  local set
+  for set in axial_t1_192 axial_t2_0p43mm_512x384; do
+    evaluate --data "$DATA/train/$set.npz" --methods dds:steps=20,samples=4,dds:steps=20,samples=4,prior=magnitude --masks gaussian-1d --r 4,8 \
+      --images 2 --size 128 --out "$OUT/magnitude_$set"
+  done
   evaluate --data "$T1" --methods sense,tv,dds:steps=20,prior=magnitude,dds:steps=20,pc-ccdf:samples=1,prior=magnitude \
     --masks gaussian-1d --r 4 --images 3 --size 128 --out "$OUT/magnitude"
 }
