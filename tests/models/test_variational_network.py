@@ -75,7 +75,7 @@ def test_the_tables_own_gradients_by_finite_differences() -> None:
     torch.manual_seed(0)
     z = (torch.rand(1, 2, 3, 4, dtype=torch.float64) * 1.8 - 0.9).requires_grad_()
     table = torch.randn(2, 9, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(lambda a, b: variational_network._Interpolation.apply(a, b, 1.0), (z, table))
+    assert torch.autograd.gradcheck(lambda a, b: variational_network._Interpolation.apply(a, b, 1.0), (z, table))
 
 
 def test_filters_have_mean_zero_and_norm_one() -> None:
