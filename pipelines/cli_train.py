@@ -113,11 +113,17 @@ def train(
             "--coils": coils, "--error": criterion,
         }  # fmt: skip
         other = {"--blocks": blocks, "--sigma-min": sigma_min, "--sigma-max": sigma_max}
+        common: dict[str, Any] = {
+            "steps": steps, "batch": batch, "learning_rate": learning_rate, "precision": precision,
+            "accelerator": accelerator, "devices": devices, "threads": threads, "save_every": save_every, "seed": seed,
+            "begin_with": begin_with, "workers": workers,
+        }  # fmt: skip
+        if bank is not None:
+            common["bank"] = bank
         if loss == "supervised":
             _refuse(loss, other | {"--widths": widths, "--mean-steps": mean_steps, "--covariance": covariance})
             settings = SupervisedTraining(
-                steps, batch, size or 128, learning_rate, bank or 4000, precision, accelerator, devices, threads,
-                save_every, seed, channels, network or "varnet", options, begin_with=begin_with, workers=workers,
+                **common, size=size or 128, channels=channels, network=network or "varnet", network_options=options,
                 **scans(mask, r, spokes, probability, acs, noise, coils, criterion),
             )  # fmt: skip
         elif loss == "vae":
@@ -125,15 +131,14 @@ def train(
             numbers = _numbers(widths)
             options = {"covariance": covariance or "structured"} | ({"widths": numbers} if numbers else {}) | options
             settings = VAESettings(
-                steps, batch, patch, learning_rate, bank or 16_000, precision, accelerator, devices, threads,
-                save_every, seed, begin_with, channels, size or None, options, mean_steps, workers=workers,
-            )  # fmt: skip
+                **common, patch=patch, parts=channels, size=size or None, network=options, mean_steps=mean_steps
+            )
         else:
             _refuse(loss, scanned | {"--size": size or None, "--mean-steps": mean_steps, "--covariance": covariance})
             settings = TrainingSettings(
-                steps, batch, patch, learning_rate, _numbers(widths), _numbers(blocks), bank or 16_000, precision,
-                accelerator, devices, threads, save_every, seed, begin_with, network or "unet", loss, channels, options,
-                sigma_min, sigma_max, levels, workers,
+                **common, patch=patch, widths=_numbers(widths), blocks=_numbers(blocks), network=network or "unet",
+                kind=loss, channels=channels, network_options=options, sigma_min=sigma_min, sigma_max=sigma_max,
+                levels=levels,
             )  # fmt: skip
         parameters = sum(weight.numel() for weight in settings.build().parameters())
     except ValueError as error:

@@ -10,10 +10,11 @@ from scanprior.models.supervised import NETWORKS
 from torch import nn
 
 from .mask_families import FAMILIES, make_mask
+from .training_run import RunSettings
 
 
-@dataclass(frozen=True)
-class SupervisedTraining:
+@dataclass(frozen=True, kw_only=True)
+class SupervisedTraining(RunSettings):
     """The training of a network on simulated pairs of data and image.
 
     Attributes
@@ -40,17 +41,8 @@ class SupervisedTraining:
         When a value does not do, or things do not go together.
     """
 
-    steps: int = 30_000
-    batch: int = 8
-    size: int = 128
-    learning_rate: float = 8e-4
     bank: int = 4_000
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    devices: int = 1
-    threads: int = 0
-    save_every: int = 1000
-    seed: int = 0
+    size: int = 128
     channels: int = 2
     network: str = "varnet"
     network_options: dict[str, Any] = field(default_factory=dict)
@@ -60,8 +52,6 @@ class SupervisedTraining:
     noise: tuple[float, float] = (0.01, 0.01)
     coils: tuple[int, int] = (8, 8)
     error: Literal["mse", "l1"] = "mse"
-    begin_with: str | None = None
-    workers: int = 0
 
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from scanprior.models.prior import load_any_prior
 from scanprior.models.supervised import SupervisedPrior, first_image, save_supervised
 from scanprior.models.weights_file import PriorError
@@ -23,9 +19,9 @@ from .pairs import Pairs, Scanner
 from .slice_bank import SliceBank, write_slices
 from .supervised_settings import SupervisedTraining
 from .training_module import Average, learning_rate_factor
+from .training_run import PRIOR, PeriodicReport, begin_run, run_training
 
 VALIDATION_SLICES = 24
-COLUMNS = ("step", "seconds", "loss", "rmse", "rmse_start", "psnr", "psnr_start")
 
 
 def train_supervised(data: list[Path], folder: Path, settings: SupervisedTraining) -> Path:
@@ -51,33 +47,10 @@ def train_supervised(data: list[Path], folder: Path, settings: SupervisedTrainin
     PriorError
         When the weights to begin with are not there, or of another network.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    pl.seed_everything(settings.seed)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    average = Average(decay=0.998)
-    module = PairTraining(settings)
-    checkpoint = ModelCheckpoint(
-        folder, filename="last", every_n_train_steps=settings.save_every, enable_version_counter=False
-    )
-    checkpoint.FILE_EXTENSION = ".ckpt"
-    trainer = pl.Trainer(
-        max_steps=settings.steps,
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        precision=settings.precision,  # type: ignore[arg-type]
-        gradient_clip_val=1.0,
-        logger=False,
-        default_root_dir=folder,
-        callbacks=[average, checkpoint, PairReport(folder, average, settings), TQDMProgressBar(refresh_rate=20)],
-    )
-    last = folder / "last.ckpt"
-    start = int(torch.load(last, weights_only=True, map_location="cpu")["global_step"]) if last.exists() else 0
+    start = begin_run(folder, settings)
+    report = PairReport(folder, Average(decay=0.998), settings)
     slices = SliceData(data, folder, settings, settings.seed + start)
-    trainer.fit(module, slices, ckpt_path=last if last.exists() else None, weights_only=True)
-    if trainer.is_global_zero:
-        (folder / "settings.txt").write_text("\n".join(f"{k}: {v}" for k, v in asdict(settings).items()) + "\n")
-    return folder / "prior.safetensors"
+    return run_training(folder, settings, PairTraining(settings), slices, report)
 
 
 class PairTraining(pl.LightningModule):
@@ -180,22 +153,13 @@ def slice_banks(folder: Path, settings: SupervisedTraining) -> tuple[Path, Path]
     )
 
 
-class PairReport(Callback):
+class PairReport(PeriodicReport[SupervisedTraining, Average]):
     """Every `save_every` steps: error on fixed scans of held-back slices, pictures, and the prior's file."""
 
-    def __init__(self, folder: Path, average: Average, settings: SupervisedTraining) -> None:
-        self.folder, self.average, self.settings = folder, average, settings
-        self.started = time.perf_counter()
+    COLUMNS = ("step", "seconds", "loss", "rmse", "rmse_start", "psnr", "psnr_start")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Report when it is time, on the first process alone."""
-        due = trainer.global_step % self.settings.save_every == 0 or trainer.global_step == self.settings.steps
-        if trainer.is_global_zero and due:
-            self.report(trainer.global_step, module, trainer.callback_metrics.get("loss"))
-
-    @torch.no_grad()
     def report(self, step: int, module: PairTraining, loss: torch.Tensor | None) -> None:
-        """Write `curve.csv`, `samples.png` and `prior.safetensors`."""
+        """Write `curve.csv`, `samples.png` and the prior."""
         averaged = self.average.averaged(module)
         assert isinstance(averaged, PairTraining)
         network = averaged.network.eval()
@@ -205,25 +169,16 @@ class PairReport(Callback):
         with module.trainer.precision_plugin.forward_context():
             found = pairs.image(network)
         begin = first_image(network, pairs.adjoint, pairs.rough)
-        row = {
-            "step": step,
-            "seconds": round(time.perf_counter() - self.started, 1),
-            "loss": float(loss) if loss is not None else "",
+        errors = {
             "rmse": f"{_rmse(found, pairs.truth):.5f}",
             "rmse_start": f"{_rmse(begin, pairs.truth):.5f}",
             "psnr": f"{_psnr(found, pairs.truth):.3f}",
             "psnr_start": f"{_psnr(begin, pairs.truth):.3f}",
         }
-        path = self.folder / "curve.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        self.write_row(step, loss, errors)
         _write_pictures(self.folder / "samples.png", begin, found, pairs.truth)
         save_supervised(
-            self.folder / "prior.safetensors", network, self.settings.network_options,
+            self.folder / PRIOR, network, self.settings.network_options,
             module.scanner.trained_for(pairs), step=step,
         )  # fmt: skip
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-
-import lightning.pytorch as pl
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 
 from .banks import PatchData
 from .training_module import Average, DenoiserTraining
 from .training_report import Report
+from .training_run import begin_run, run_training
 from .training_settings import TrainingSettings
 
 
@@ -36,31 +32,7 @@ def train_prior(data: list[Path], folder: Path, settings: TrainingSettings) -> P
     FileNotFoundError, FileExistsError, SourceError
         See `prepare_banks`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    pl.seed_everything(settings.seed)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    average = Average(decay=0.9995)
-    module = DenoiserTraining(settings)
-    # without the counter: a folder that was moved would get last-v1.ckpt, and be resumed from the stale last.ckpt
-    checkpoint = ModelCheckpoint(
-        folder, filename="last", every_n_train_steps=settings.save_every, enable_version_counter=False
-    )
-    checkpoint.FILE_EXTENSION = ".ckpt"
-    trainer = pl.Trainer(
-        max_steps=settings.steps,
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        precision=settings.precision,  # type: ignore[arg-type]
-        gradient_clip_val=1.0,
-        logger=False,
-        default_root_dir=folder,
-        callbacks=[average, checkpoint, Report(folder, average, settings), TQDMProgressBar(refresh_rate=20)],
-    )
-    last = folder / "last.ckpt"
-    start = int(torch.load(last, weights_only=True, map_location="cpu")["global_step"]) if last.exists() else 0
+    start = begin_run(folder, settings)
+    report = Report(folder, Average(decay=0.9995), settings)
     patches = PatchData(data, folder, settings, settings.seed + start)
-    trainer.fit(module, patches, ckpt_path=last if last.exists() else None, weights_only=True)
-    if trainer.is_global_zero:
-        (folder / "settings.txt").write_text("\n".join(f"{k}: {v}" for k, v in asdict(settings).items()) + "\n")
-    return folder / "prior.safetensors"
+    return run_training(folder, settings, DenoiserTraining(settings), patches, report)

@@ -10,6 +10,7 @@ from scanprior.models.networks import NETWORKS, build_network
 from scanprior.models.preconditioning import DENOISERS, Denoiser
 
 from .noise_draws import draw_discrete, draw_edm, draw_log_uniform
+from .training_run import RunSettings
 
 SIGMA_DATA = {2: 0.3, 1: 0.42}
 """Rms of one real channel of the augmented patches, measured; a magnitude has both parts' energy."""
@@ -19,9 +20,9 @@ NETWORKS_OF = {"edm": ("unet", "ncsnpp"), "ve": ("ncsnpp", "ncsnv2"), "ncsnv2": 
 """The unet does not normalise, so it wants EDM's scaled input; the ncsnv2 is not told the noise level."""
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What `scanprior train` can be told; see its help for each.
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(RunSettings):
+    """What `scanprior train` can be told of a diffusion prior; see its help for each.
 
     Raises
     ------
@@ -29,20 +30,9 @@ class TrainingSettings:
         When a name is not known, or things do not go together.
     """
 
-    steps: int = 30_000
-    batch: int = 8
     patch: int = 96
-    learning_rate: float = 8e-4
     widths: tuple[int, ...] | None = None
     blocks: tuple[int, ...] | None = None
-    bank: int = 16_000
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    devices: int = 1
-    threads: int = 0
-    save_every: int = 1000
-    seed: int = 0
-    begin_with: str | None = None
     network: str = "unet"
     kind: str = "edm"
     channels: int = 2
@@ -50,7 +40,6 @@ class TrainingSettings:
     sigma_min: float | None = None
     sigma_max: float | None = None
     levels: int = 2311
-    workers: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in DENOISERS:

@@ -145,6 +145,6 @@ class VAEAverage(Average):
 
     def vae(self, module: VAETraining) -> VAE:
         """The averaged networks, or the current ones where no average exists yet."""
-        averaged = getattr(self._average_model, "module", module)
+        averaged = self.averaged(module)
         assert isinstance(averaged, VAETraining)
         return averaged.vae

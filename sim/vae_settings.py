@@ -9,14 +9,15 @@ from scanprior.models.vae import VAE
 from scanprior.models.vae_prior import build_vae
 
 from .patch_bank import BANK_PATCH
+from .training_run import RunSettings
 
 RELEASED_WIDTHS = {True: ((16, 48, 96, 128), 160), False: ((16, 48, 96), 128)}
 """Widths and middle of the released priors, for whole slices and for any size: what one core of a CPU trains in an
 hour. Published, for whole slices: (64, 128, 256, 512) and 256."""
 
 
-@dataclass(frozen=True)
-class VAESettings:
+@dataclass(frozen=True, kw_only=True)
+class VAESettings(RunSettings):
     """The training of a VAE prior in two stages.
 
     Attributes
@@ -50,18 +51,7 @@ class VAESettings:
         When a value does not do, or things do not go together.
     """
 
-    steps: int = 30_000
-    batch: int = 8
     patch: int = 96
-    learning_rate: float = 8e-4
-    bank: int = 16_000
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    devices: int = 1
-    threads: int = 0
-    save_every: int = 1000
-    seed: int = 0
-    begin_with: str | None = None
     parts: int = 1
     size: int | None = 128
     network: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +59,6 @@ class VAESettings:
     mean_sigma: float = 0.05
     air_noise: float = 0.005
     validation: int = 64
-    workers: int = 0
 
     def __post_init__(self) -> None:
         for key in ("parts", "size"):

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from scanprior.models.vae import VAE, elbo_terms
 from scanprior.models.vae_prior import save_vae
 
+from .training_run import PRIOR, PeriodicReport, begin_run, run_training
 from .vae_data import VAEData, validation_images
 from .vae_module import VAEAverage, VAETraining, stage_of, with_air_noise
 from .vae_settings import VAESettings
-
-COLUMNS = ("step", "seconds", "stage", "loss", "elbo", "nll", "kl", "rmse")
 
 
 def train_vae(data: list[Path], folder: Path, settings: VAESettings) -> Path:
@@ -42,54 +35,27 @@ def train_vae(data: list[Path], folder: Path, settings: VAESettings) -> Path:
     FileNotFoundError, FileExistsError, SourceError, PriorError
         See `prepare_vae_banks` and `take_mean`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    pl.seed_everything(settings.seed)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    average = VAEAverage(0.998, settings)
+    start = begin_run(folder, settings)
     module = VAETraining(settings)
-    checkpoint = ModelCheckpoint(
-        folder, filename="last", every_n_train_steps=settings.save_every, enable_version_counter=False
-    )
-    checkpoint.FILE_EXTENSION = ".ckpt"
-    trainer = pl.Trainer(
-        max_steps=settings.steps,
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy="ddp_find_unused_parameters_true" if settings.devices > 1 else "auto",
-        precision=settings.precision,  # type: ignore[arg-type]
-        gradient_clip_val=1.0,
-        logger=False,
-        default_root_dir=folder,
-        callbacks=[average, checkpoint, VAEReport(folder, average, settings), TQDMProgressBar(refresh_rate=20)],
-    )
-    last = folder / "last.ckpt"
-    start = int(torch.load(last, weights_only=True, map_location="cpu")["global_step"]) if last.exists() else 0
     principal = settings.network_description["principal"] and not start and settings.begin_with is None
     images = VAEData(data, folder, settings, settings.seed + start, module.vae if principal else None)
-    trainer.fit(module, images, ckpt_path=last if last.exists() else None, weights_only=True)
-    if trainer.is_global_zero:
-        (folder / "settings.txt").write_text("\n".join(f"{k}: {v}" for k, v in asdict(settings).items()) + "\n")
-    return folder / "prior.safetensors"
+    return run_training(
+        folder, settings, module, images, VAEReport(folder, VAEAverage(0.998, settings), settings),
+        strategy="ddp_find_unused_parameters_true" if settings.devices > 1 else "auto",
+    )  # fmt: skip
 
 
-class VAEReport(Callback):
+class VAEReport(PeriodicReport[VAESettings, VAEAverage]):
     """Every `save_every` steps and at the end of a stage: validation likelihood, pictures, and the prior's file."""
 
-    def __init__(self, folder: Path, average: VAEAverage, settings: VAESettings) -> None:
-        self.folder, self.average, self.settings = folder, average, settings
-        self.started = time.perf_counter()
+    COLUMNS = ("step", "seconds", "stage", "loss", "elbo", "nll", "kl", "rmse")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Report when it is time, on the first process alone."""
-        step = trainer.global_step
-        due = step % self.settings.save_every == 0 or step in (self.settings.steps, self.settings.first_stage)
-        if trainer.is_global_zero and due:
-            self.report(step, module, trainer.callback_metrics.get("loss"))
+    def is_due(self, step: int) -> bool:
+        """Whether this many steps call for a report."""
+        return super().is_due(step) or step == self.settings.first_stage
 
-    @torch.no_grad()
     def report(self, step: int, module: VAETraining, loss: torch.Tensor | None) -> None:
-        """Write `curve.csv`, `samples.png` and `prior.safetensors`."""
+        """Write `curve.csv`, `samples.png` and the prior."""
         vae = self.average.vae(module).eval()
         generator = torch.Generator().manual_seed(1)
         images = validation_images(self.folder, self.settings)
@@ -104,26 +70,17 @@ class VAEReport(Callback):
                 error = (batch - vae.mean(z)[..., : shape[0], : shape[1]]).square().mean()
             sums += torch.tensor([float(nll.sum()), float(kl.sum()), float(error) * len(batch)])
         nll_mean, kl_mean, square = (sums / len(images)).tolist()
-        row = {
-            "step": step,
-            "seconds": round(time.perf_counter() - self.started, 1),
+        found = {
             "stage": stage_of(self.settings, step - 1),
-            "loss": float(loss) if loss is not None else "",
             "elbo": f"{-(nll_mean + kl_mean) / numbers:.5f}",
             "nll": f"{nll_mean / numbers:.5f}",
             "kl": f"{kl_mean:.2f}",
             "rmse": f"{square**0.5:.5f}",
         }
-        path = self.folder / "curve.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        self.write_row(step, loss, found)
         write_pictures(self.folder / "samples.png", vae, images[:6], generator)
         description = {"network": self.settings.network_description, "step": step}
-        save_vae(self.folder / "prior.safetensors", vae, description)
+        save_vae(self.folder / PRIOR, vae, description)
 
 
 @torch.no_grad()
