@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .diffusion_prior import DiffusionPrior
-from .prior_description import PriorDescription, explain
+from .prior_description import PriorDescription
+from .weights_description import explain
 from .weights_file import PriorError
 
 _SHOWN = 10  # mistakes of a kind that a message names

@@ -12,10 +12,11 @@ from .diffusion_prior import DiffusionPrior
 from .foreign import load_foreign
 from .networks import network_name
 from .preconditioning import Denoiser
-from .prior_description import describe
+from .prior_description import PriorDescription
 from .supervised import FORMAT as SUPERVISED_FORMAT
 from .supervised import read_supervised
 from .vae_prior import VAE_FORMAT, read_vae
+from .weights_description import describing
 from .weights_file import PriorError, read_weights, write_weights
 
 __all__ = [
@@ -163,14 +164,10 @@ Weights = dict[str, torch.Tensor]
 
 
 def _diffusion(data: dict[str, Any], weights: Weights, path: Path) -> DiffusionPrior:
-    description = describe(data, str(path))
-    try:
+    with describing(path):
+        description = PriorDescription.model_validate(data)
         denoiser = description.denoiser()
         denoiser.load_state_dict(weights)
-    except ValueError as error:
-        raise PriorError(f"{path}: its description lacks something or is wrong: {error}") from error
-    except RuntimeError as error:
-        raise PriorError(f"{path}: weights do not fit the network it describes: {error}") from error
     return description.prior(denoiser, path.stem)
 
 

@@ -1,17 +1,17 @@
-"""What a file of weights must say about itself to become a prior."""
+"""What a file of weights must say about itself to become a diffusion prior."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .diffusion_prior import DiffusionPrior
 from .magnitude_prior import MagnitudePrior
 from .networks import build_network
 from .preconditioning import DENOISERS, Denoiser
+from .weights_description import Scale
 from .weights_file import PriorError
 
 
@@ -25,20 +25,13 @@ class PriorDescription(BaseModel):
     sigma_min: float = Field(gt=0)
     sigma_max: float = Field(gt=0)
     sigma_data: float = Field(gt=0)
-    scale: tuple[float, float] = Field(description="percentile of the magnitude, and the value that it has")
+    scale: Scale = Field(description="percentile of the magnitude, and the value that it has")
 
     @field_validator("kind")
     @classmethod
     def _kind_is_known(cls, value: str) -> str:
         if value not in DENOISERS:
             raise ValueError(f"{value!r} is not known; there are: {', '.join(DENOISERS)}")
-        return value
-
-    @field_validator("scale")
-    @classmethod
-    def _scale_is_one(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not (0 < value[0] <= 100 and value[1] > 0):
-            raise ValueError(f"expected [percentile up to 100, value above 0], found {list(value)}")
         return value
 
     @model_validator(mode="after")
@@ -66,28 +59,3 @@ class PriorDescription(BaseModel):
         denoiser.eval().requires_grad_(False)
         denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return kind(denoiser, name, self.sigma_min, self.sigma_max, dict(self.network), scale=self.scale)
-
-
-def describe(data: Mapping[str, Any], origin: str) -> PriorDescription:
-    """Validate a description.
-
-    Raises
-    ------
-    PriorError
-        Naming `origin`, each key that lacks or is wrong, and what was found.
-    """
-    try:
-        return PriorDescription.model_validate(data)
-    except ValidationError as error:
-        raise PriorError(f"{origin}: its description lacks something or is wrong: {explain(error)}") from None
-
-
-def explain(error: ValidationError) -> str:
-    """The keys at fault, what is wrong with each, and what was found."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        found = "" if item["type"] in ("missing", "value_error") else f", found {item['input']!r}"
-        lines.append(f"{key}: {message}{found}" if key else message)
-    return "; ".join(lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
 
 from .forward import SenseModel
@@ -16,9 +16,9 @@ from .image_unet import ImageUNet
 from .magnitude_prior import smooth_phase
 from .networks import build_from
 from .posterior import intensity_scale
-from .prior_description import explain
 from .variational_network import VariationalNetwork
-from .weights_file import PriorError, write_weights
+from .weights_description import Scale, describing
+from .weights_file import write_weights
 
 FORMAT = "scanprior-supervised-1"
 NETWORKS: dict[str, type[nn.Module]] = {"varnet": VariationalNetwork, "unet": ImageUNet}
@@ -108,7 +108,7 @@ class SupervisedDescription(BaseModel):
 
     kind: str = Field(description="varnet or unet")
     network: dict[str, Any] = Field(description="its arguments")
-    scale: tuple[float, float] = Field(description="percentile of the rough image's magnitude, and the value it has")
+    scale: Scale = Field(description="percentile of the rough image's magnitude, and the value it has")
     trained_for: TrainedFor
 
     @field_validator("kind")
@@ -116,13 +116,6 @@ class SupervisedDescription(BaseModel):
     def _kind_is_known(cls, value: str) -> str:
         if value not in NETWORKS:
             raise ValueError(f"{value!r} is not known; there are: {', '.join(NETWORKS)}")
-        return value
-
-    @field_validator("scale")
-    @classmethod
-    def _scale_is_one(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not (0 < value[0] <= 100 and value[1] > 0):
-            raise ValueError(f"expected [percentile up to 100, value above 0], found {list(value)}")
         return value
 
 
@@ -256,17 +249,10 @@ def read_supervised(data: dict[str, Any], weights: dict[str, torch.Tensor], path
     PriorError
         Naming the file and what of it is wrong.
     """
-    try:
+    with describing(path):
         description = SupervisedDescription.model_validate(data)
-    except ValidationError as error:
-        raise PriorError(f"{path}: its description lacks something or is wrong: {explain(error)}") from None
-    try:
         network = build_from(NETWORKS, description.kind, description.network)
         network.load_state_dict(weights)
-    except ValueError as error:
-        raise PriorError(f"{path}: its description lacks something or is wrong: {error}") from error
-    except RuntimeError as error:
-        raise PriorError(f"{path}: weights do not fit the network it describes: {error}") from error
     network.eval().requires_grad_(False)
     return SupervisedPrior(
         network, description.kind, path.stem, dict(description.network), description.trained_for,

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from .networks import check_arguments
 from .precision import CholeskyFactor
-from .prior_description import explain
 from .vae import VAE
-from .weights_file import PriorError, write_weights
+from .weights_description import Scale, describing
+from .weights_file import write_weights
 
 VAE_FORMAT = "scanprior-vae-1"
 
@@ -190,15 +190,8 @@ class VAEDescription(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)  # files tell more: the step, the data
 
     network: dict[str, Any] = Field(description="arguments of VAE")
-    scale: tuple[float, float] = Field(description="percentile of the magnitude, and the value that it has")
+    scale: Scale = Field(description="percentile of the magnitude, and the value that it has")
     demodulated: bool
-
-    @field_validator("scale")
-    @classmethod
-    def _scale_is_one(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not (0 < value[0] <= 100 and value[1] > 0):
-            raise ValueError(f"expected [percentile up to 100, value above 0], found {list(value)}")
-        return value
 
 
 def build_vae(arguments: Mapping[str, Any]) -> VAE:
@@ -239,15 +232,9 @@ def read_vae(data: dict[str, Any], weights: dict[str, torch.Tensor], path: Path)
     PriorError
         Naming the file and what is wrong with it.
     """
-    try:
+    with describing(path):
         description = VAEDescription.model_validate(data)
         vae = build_vae(description.network)
         vae.load_state_dict(weights)
-    except ValidationError as error:
-        raise PriorError(f"{path}: its description lacks something or is wrong: {explain(error)}") from None
-    except ValueError as error:
-        raise PriorError(f"{path}: its description lacks something or is wrong: {error}") from error
-    except RuntimeError as error:
-        raise PriorError(f"{path}: weights do not fit the network it describes: {error}") from error
     vae.eval().requires_grad_(False)
     return VAEPrior(vae, path.stem, description.scale, description.demodulated, dict(description.network))
