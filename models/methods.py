@@ -13,10 +13,11 @@ from .end_to_end import SupervisedSettings, unet, varnet
 from .langevin import LangevinSettings, langevin
 from .least_squares import LeastSquaresSettings, least_squares
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
+from .narnhofer import NarnhoferSettings, narnhofer
 from .pigdm import PiGDMSettings, pigdm
 from .plug_and_play import PnPSettings, pnp_admm
 from .pula import PULASettings, pula
-from .range_search import NarnhoferSettings, RangeSettings, narnhofer, range_search
+from .range_search import RangeSettings, range_search
 from .scan import Progress, Reconstruction, Scan, Settings
 from .score_mri import PCSettings, pc
 from .total_variation import TvSettings, tv

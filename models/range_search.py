@@ -1,15 +1,14 @@
-"""Search in the range of a VAE's mean decoder (Bora et al. 2017), its weights tuned too or not (Narnhofer et al. 2019).
+"""Search in the range of a VAE's mean decoder (Bora et al. 2017): the image is one that the generator can make.
 
-What Duff et al. 2023 compare their method with: the image is one that the generator can make, or can be made to make.
+What Duff et al. 2023 compare their method with; `narnhofer` goes on from here.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -18,9 +17,9 @@ from .forward import SenseModel
 from .least_squares import sample_count
 from .linear import combine_sets
 from .posterior import pieces
-from .scan import Progress, Reconstruction, Scan, Settings
+from .scan import Progress, Reconstruction, Scan
 from .vae_objective import VAEObjective, VAEPrior
-from .vae_problem import VAESetup, check_finite
+from .vae_problem import VAEProblemSettings, VAESetup, check_finite, summed
 
 Tell = Callable[[int], None]
 
@@ -43,23 +42,14 @@ class GeneratorPrior(VAEPrior, Protocol):
         """This prior for images (y, x)."""
 
 
-class RangeSettings(Settings):
+class RangeSettings(VAEProblemSettings):
     """Settings of `range_search`."""
 
     mu: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of the latents' prior; 1 is Bayes' rule")
-    gamma: float | None = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="standard deviation of the noise in each real channel of k-space, in the prior's scale; None: "
-        "that of the scan",
-    )
     starts: int = Field(
         2, ge=1, le=64, description="starting points: the encoding of the first image, zero, then random latents; the "
         "lowest objective wins"
     )  # fmt: skip
-    start: Literal["sense", "zero-filled"] = Field("sense", description="the first image: CG-SENSE, or A^H y (paper)")
-    start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the CG-SENSE image")
     iterations: int = Field(100, ge=1, le=100000, description="the most L-BFGS iterations from each starting point")
     tolerance: float = Field(
         1e-5, ge=0, lt=1, description="stop when the objective falls by less than this share of it in 10 iterations"
@@ -69,19 +59,6 @@ class RangeSettings(Settings):
     def brief(self) -> RangeSettings:
         """These settings with as few iterations as still run all of the method's code: for a warm-up."""
         return self.model_copy(update={"iterations": 2, "starts": 1})
-
-
-class NarnhoferSettings(RangeSettings):
-    """Settings of `narnhofer`; those of `range_search` are for its first part."""
-
-    weight_iterations: int = Field(500, ge=1, le=100000, description="the most Adam steps on latents and weights")
-    weight_rate: float = Field(1e-3, gt=0, le=1, description="Adam's rate for the weights")
-    latent_rate: float = Field(1e-2, gt=0, le=10, description="Adam's rate for the latents")
-    tau: float = Field(1.0, gt=0, le=100, description="stop when the residual is this many times the noise")
-
-    def brief(self) -> NarnhoferSettings:
-        """As of `RangeSettings`."""
-        return self.model_copy(update={"iterations": 2, "starts": 1, "weight_iterations": 2})
 
 
 @dataclass
@@ -187,47 +164,12 @@ class Search:
                     break
         return Found(*best, history, min(done, settings.iterations), stopped)
 
-    def weights(self, begin: Found, goal: float, settings: NarnhoferSettings, tell: Tell) -> Found:
-        """Minimise over z and the decoder's weights by Adam until ||A G(z) - y||^2 <= goal.
-
-        The weights are those of a copy: the prior stays as it is, whoever else uses it meanwhile.
-        """
-        tuned = Search(self.problem, copy.deepcopy(self.prior), self.mu, self.method)
-        decoder: torch.nn.Module = tuned.prior.vae.mean_decoder
-        decoder.requires_grad_(True)
-        z = begin.z.clone().requires_grad_(True)
-        solver = torch.optim.Adam(
-            [
-                # z is where its gradient is zero: without the 1 (of a nat) Adam would make a full step of its rounding
-                {"params": [z], "lr": settings.latent_rate, "eps": 1.0},
-                {"params": decoder.parameters(), "lr": settings.weight_rate},
-            ]
-        )
-        lowest, best = float("inf"), (begin.z, begin.image)
-        history: list[float] = []
-        stopped = "iterations"
-        with torch.enable_grad():
-            for done in range(settings.weight_iterations + 1):
-                image = tuned.generate(z)
-                value = tuned.value(z, image)
-                if float(value.detach()) < lowest:
-                    lowest, best = float(value.detach()), (z.detach().clone(), image.detach())
-                history.append(lowest)
-                if self.misfit(image.detach()) <= goal:
-                    best, stopped = (z.detach().clone(), image.detach()), "discrepancy"
-                    break
-                if done == settings.weight_iterations:
-                    break
-                solver.zero_grad()
-                value.backward()  # type: ignore[no-untyped-call]
-                solver.step()
-                tell(done + 1)
-        self.evaluations += tuned.evaluations
-        return Found(*best, history, len(history) - 1, stopped)
-
     def misfit(self, image: torch.Tensor) -> float:
         """||A x - y||^2."""
         return 2 * self.problem.gamma**2 * float(self.problem.data_term(image))
+
+
+Refine = Callable[[Search, Found, float, Tell], Found]
 
 
 def range_search(
@@ -258,62 +200,60 @@ def range_search(
     ValueError
         If the scan has no maps or no signal, its size is not the prior's, or the objective or the image is not finite.
     """
-    return _reconstruct("range", scan, prior, settings, progress)
+    return search_slices("range", scan, prior, settings, progress)
 
 
-def narnhofer(
-    scan: Scan, prior: GeneratorPrior, settings: NarnhoferSettings, progress: Progress | None = None
+def search_slices(
+    method: str,
+    scan: Scan,
+    prior: GeneratorPrior,
+    settings: RangeSettings,
+    progress: Progress | None,
+    refine: Refine | None = None,
+    refine_steps: int = 0,
 ) -> Reconstruction:
-    """Search in the generator's range, then tune the latents and the generator's weights to the data.
+    """The search for every slice from every starting point, and what a method makes of the best end of each.
 
-    (Narnhofer et al., SPIE 2019.) Enough steps would fit the noise, so it stops by the discrepancy principle, when
-    ||A G(z) - y||^2 <= tau^2 samples 2 gamma^2. The authors of the comparison take the number of steps that is best for
-    the PSNR, which no scan tells. Where the residual cannot come down so far the bound on the steps stops it. Weights
-    are tuned on a copy for each slice.
-
-    Parameters, what is returned and raised: see `range_search`. `info["objective"]` is of the range, and goes on with
-    an entry for each step on the weights.
+    Parameters
+    ----------
+    method
+        Its name, for `info` and errors.
+    refine
+        Goes on from the best end: `refine(search, found, noise, tell)`, `noise` being what the noise alone is expected
+        to leave of ||A x - y||^2.
+    refine_steps
+        The most steps it takes, for the progress.
     """
-    return _reconstruct("narnhofer", scan, prior, settings, progress)
-
-
-def _reconstruct(
-    method: str, scan: Scan, prior: GeneratorPrior, settings: RangeSettings, progress: Progress | None
-) -> Reconstruction:
     began = time.perf_counter()
-    setup = VAESetup.of(scan, prior, settings.start_iterations, settings.gamma)
-    first = setup.adjoint if settings.start == "zero-filled" else setup.rough
+    setup = VAESetup.of(scan, prior, settings)
     rows, columns = setup.model.maps.shape[-2:]
     prior = prior.for_shape((rows, columns))
     generator = torch.Generator().manual_seed(settings.seed)
     steps = settings.starts * settings.iterations
-    more = settings.weight_iterations if isinstance(settings, NarnhoferSettings) else 0
     slices = pieces(scan, 1, 1)
     images, histories, winners, residuals, evaluations, done, stopped = [], [], [], [], 0, 0, set()
     for number, (part, piece) in enumerate(slices):
 
         def tell(step: int, number: int = number) -> None:
             if progress is not None:
-                progress(number * (steps + more) + step, len(slices) * (steps + more))
+                progress(number * (steps + refine_steps) + step, len(slices) * (steps + refine_steps))
 
         model = SenseModel.of(piece)
         problem = VAEObjective(
             prior, model, piece.kspace / setup.scale, setup.own_phase(part), setup.gamma, 1.0, settings.mu
         )
         search = Search(problem, prior, settings.mu, method)
-        trials = _trials(search, first[part] / setup.scale, settings, generator, tell)
+        trials = _trials(search, setup.first[part] / setup.scale, settings, generator, tell)
         winner = min(range(len(trials)), key=lambda trial: trials[trial].history[-1])
         found = trials[winner]
-        history = found.history
         samples = int(sample_count(piece.kspace, model).sum())
         noise = 2 * setup.gamma**2 * samples
-        if isinstance(settings, NarnhoferSettings):
-            tuned = search.weights(found, settings.tau**2 * noise, settings, lambda step: tell(steps + step))
-            found, history = tuned, history + tuned.history[1:]
+        if refine is not None:
+            found = refine(search, found, noise, lambda step: tell(steps + step))
         image = setup.scale * combine_sets(problem.to_complex(found.image)[0], model)
         check_finite(method, "image", image)
         images.append(image)
-        histories.append(history)
+        histories.append(found.history)
         winners.append(winner)
         residuals.append((search.misfit(found.image) / noise) ** 0.5)
         evaluations += search.evaluations
@@ -326,7 +266,7 @@ def _reconstruct(
             "prior": prior.name,
             "nfe": evaluations // len(slices),
             "iterations": done,
-            "objective": _summed(histories),
+            "objective": summed(histories),
             "residual": max(residuals),
             "winner": winners,
             "stopped": " and ".join(sorted(stopped)),
@@ -359,10 +299,3 @@ def _trials(
 
         found.append(search.latents(start, settings, told))
     return found
-
-
-def _summed(histories: list[list[float]]) -> list[float]:
-    """The sum over slices; one that stopped early stays where it is."""
-    length = max(len(history) for history in histories)
-    padded = [history + history[-1:] * (length - len(history)) for history in histories]
-    return [sum(values) for values in zip(*padded, strict=True)]

@@ -1,22 +1,37 @@
-"""What all methods with a VAE prior make of a scan before they begin: size, scale, phase and noise level."""
+"""What all methods with a VAE prior make of a scan before they begin: size, scale, phase, noise level, first image."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
+from pydantic import Field
 
 from .forward import SenseModel
 from .magnitude_prior import smooth_phase
 from .posterior import intensity_scale
-from .scan import Scan
+from .scan import Scan, Settings
 
 GAMMA_FLOOR = 1e-3
 """Least noise level taken, in units of the bright parts of the image: of a scan without noise (a simulated one) the
 objective would have nothing but the data in it, and single precision could not tell one image from the other."""
+
+
+class VAEProblemSettings(Settings):
+    """What every method with a VAE prior can be told of the scan and of where to begin."""
+
+    gamma: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="standard deviation of the noise in each real channel of k-space, in the prior's scale; None: "
+        "that of the scan",
+    )
+    start: Literal["sense", "zero-filled"] = Field("sense", description="the first image: CG-SENSE, or A^H y (paper)")
+    start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the CG-SENSE image")
 
 
 class Sized(Protocol):
@@ -49,35 +64,25 @@ class VAESetup:
     ----------
     model
         A.
-    adjoint
-        A^H y.
-    rough
-        The CG-SENSE image (..., y, x), or (..., set, y, x).
+    first
+        The image to begin with (..., y, x), or (..., set, y, x).
     scale
         What the scan's images are to be divided by to be in the prior's scale.
     gamma
         Standard deviation of the noise in each real channel of k-space, in the prior's scale.
     phase
-        Factors of modulus 1, of the shape of `rough`, that turn the prior's images into the scan's; None for 1.
+        Factors of modulus 1, of the shape of `first`, that turn the prior's images into the scan's; None for 1.
     """
 
     model: SenseModel
-    adjoint: torch.Tensor
-    rough: torch.Tensor
+    first: torch.Tensor
     scale: float
     gamma: float
     phase: torch.Tensor | None
 
     @classmethod
-    def of(cls, scan: Scan, prior: Sized, start_iterations: int = 15, gamma: float | None = None) -> VAESetup:
+    def of(cls, scan: Scan, prior: Sized, settings: VAEProblemSettings) -> VAESetup:
         """The setup of a scan. A batch shares one scale, as the slices of a volume must.
-
-        Parameters
-        ----------
-        start_iterations
-            CG iterations of `rough`.
-        gamma
-            The noise level if it is not to be that of the scan.
 
         Raises
         ------
@@ -88,15 +93,16 @@ class VAESetup:
         check_size(prior, model)
         adjoint = model.H(scan.kspace)
         # the weight only steadies the unmeasured directions; the prior sees to them
-        rough = model.solve(adjoint, 0.01, iterations=start_iterations)
+        rough = model.solve(adjoint, 0.01, iterations=settings.start_iterations)
         if not bool(torch.isfinite(torch.view_as_real(rough)).all()):
             raise ValueError("the k-space or the coil maps are not finite")
         scale = intensity_scale(rough, prior.scale)
-        level = gamma or max(scan.sigma / math.sqrt(2) / scale, GAMMA_FLOOR * prior.scale[1])
+        level = settings.gamma or max(scan.sigma / math.sqrt(2) / scale, GAMMA_FLOOR * prior.scale[1])
         if not math.isfinite(level):
             raise ValueError(f"expected a finite noise level of the scan, got sigma {scan.sigma}")
         phase = smooth_phase(rough) if prior.parts == 1 or prior.demodulated else None
-        return cls(model, adjoint, rough, scale, level, phase)
+        first = adjoint if settings.start == "zero-filled" else rough
+        return cls(model, first, scale, level, phase)
 
     def own_phase(self, part: slice | EllipsisType) -> torch.Tensor | None:
         """`phase` of some of the slices."""
@@ -130,3 +136,10 @@ def check_finite(method: str, what: str, values: torch.Tensor) -> None:
     real = torch.view_as_real(values) if values.is_complex() else values
     if not bool(torch.isfinite(real).all()):
         raise ValueError(f"{method}: the {what} is not finite")
+
+
+def summed(histories: list[list[float]]) -> list[float]:
+    """The objective of all pieces of a scan; one that stopped early stays where it is."""
+    length = max(len(history) for history in histories)
+    padded = [history + history[-1:] * (length - len(history)) for history in histories]
+    return [sum(values) for values in zip(*padded, strict=True)]

@@ -16,10 +16,10 @@ from pydantic import Field
 from .forward import SenseModel
 from .linear import combine_sets
 from .posterior import GRADIENT_PIXELS, pieces
-from .scan import Progress, Reconstruction, Scan, Settings
+from .scan import Progress, Reconstruction, Scan
 from .vae_descent import Descent, fast, published
 from .vae_objective import VAEObjective, VAEPrior
-from .vae_problem import VAESetup, check_finite
+from .vae_problem import VAEProblemSettings, VAESetup, check_finite, summed
 
 _ITERATIONS = {"fast": 100, "published": 5000}
 _SOLVE_ITERATIONS = 500
@@ -30,18 +30,11 @@ _DRAW_SLACK = 10
 """How much less exact the draws may be than the image: a standard deviation is known to some percent at best."""
 
 
-class VAESettings(Settings):
+class VAESettings(VAEProblemSettings):
     """Settings of `vae`. `lam` and `mu` of 1 are those of Bayes' rule."""
 
     lam: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight of the prior against the data")
     mu: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight of the latents' own prior in it")
-    gamma: float | None = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="standard deviation of the noise in each real channel of k-space, in the prior's scale; None: "
-        "that of the scan",
-    )
     form: Literal["fast", "published"] = Field(
         "fast", description="CG for the image and L-BFGS for the latents, or alternating gradient descent (the paper)"
     )
@@ -49,8 +42,6 @@ class VAESettings(Settings):
         1, ge=1, le=64, description="starting points: the encoding of the first image, then random latents; the lowest "
         "objective wins"
     )  # fmt: skip
-    start: Literal["sense", "zero-filled"] = Field("sense", description="the first image: CG-SENSE, or A^H y (paper)")
-    start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the CG-SENSE image")
     iterations: int | None = Field(
         None, ge=1, le=100000, description="the most iterations; None: 100 of the fast form, 5000 of the published one"
     )
@@ -95,9 +86,8 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
         finite.
     """
     began = time.perf_counter()
-    setup = VAESetup.of(scan, prior, settings.start_iterations, settings.gamma)
+    setup = VAESetup.of(scan, prior, settings)
     model, scale, gamma = setup.model, setup.scale, setup.gamma
-    first = setup.adjoint if settings.start == "zero-filled" else setup.rough
     generator = torch.Generator().manual_seed(settings.seed)
     parts = pieces(scan, settings.starts * model.maps.shape[-4] if model.sets else settings.starts, GRADIENT_PIXELS)
     images, spreads, histories, winners, evaluations = [], [], [], [], 0
@@ -109,7 +99,7 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
 
         own_phase = setup.own_phase(part)
         problem = _problem(piece, prior, settings, own_phase, gamma, scale, settings.starts)
-        found = _descend(problem, first[part] / scale, settings, generator, tell)
+        found = _descend(problem, setup.first[part] / scale, settings, generator, tell)
         best = found.history[-1].reshape(settings.starts, -1).argmin(0)
         chosen = best * len(best) + torch.arange(len(best), device=best.device)
         history = torch.stack(found.history)[:, chosen]
@@ -124,7 +114,7 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
             lower = value <= found.history[-1][chosen]
             image = torch.where(lower.reshape(-1, 1, 1, 1, 1), polished, image)
             history = torch.cat([history, torch.where(lower, value, history[-1])[None]])
-        histories.append(history.sum(1).cpu())
+        histories.append(history.sum(1).tolist())
         images.append(scale * combine_sets(single.to_complex(image)[0], single.model))
         if settings.samples > 1:
             several = _problem(piece, prior, settings, own_phase, gamma, scale, settings.samples)
@@ -143,7 +133,7 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
         "form": settings.form,
         "nfe": settings.starts * evaluations // len(parts),
         "iterations": max(len(history) for history in histories) - 1,
-        "objective": _together(histories),
+        "objective": summed(histories),
         "starts": settings.starts,
         "winner": torch.cat(winners).tolist(),
         "lam": settings.lam,
@@ -180,10 +170,3 @@ def _descend(
     if settings.form == "published":
         return published(problem, image, latents, iterations, tolerance, tell)
     return fast(problem, image, latents, iterations, tolerance, settings.cg_iterations, settings.cg_tolerance, tell)
-
-
-def _together(histories: list[torch.Tensor]) -> list[float]:
-    """The objective of all pieces; one that stopped early stays where it is."""
-    longest = max(len(history) for history in histories)
-    padded = [torch.cat([history, history[-1:].expand(longest - len(history))]) for history in histories]
-    return [float(total) for total in torch.stack(padded).sum(0)]
