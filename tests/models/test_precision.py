@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from scanprior.models.precision import CholeskyFactor, bounded, coefficient_channels, later_neighbours
+from scanprior.models.cholesky_stencil import coefficient_channels, later_neighbours
+from scanprior.models.precision import CholeskyFactor, bounded
 
 KINDS = [(parts, neighbourhood) for parts in (1, 2) for neighbourhood in (1, 3, 5)]
 SHAPES = [(12, 12), (7, 11), (11, 4), (1, 6), (6, 1), (2, 2)]

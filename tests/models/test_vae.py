@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from scanprior.models import prior as prior_module
-from scanprior.models.precision import CholeskyFactor, coefficient_channels
+from scanprior.models.cholesky_stencil import coefficient_channels
+from scanprior.models.precision import CholeskyFactor
 from scanprior.models.prior import PriorError, load_any_prior, load_prior
 from scanprior.models.vae import VAE, elbo_terms, kl_to_standard
 from scanprior.models.vae_prior import VAEPrior, build_vae, save_vae
