@@ -30,7 +30,7 @@ def train_prior(data: list[Path], folder: Path, settings: TrainingSettings) -> P
     Raises
     ------
     FileNotFoundError, FileExistsError, SourceError
-        See `prepare_banks`.
+        See `bank_data.make_banks`.
     """
     start = begin_run(folder, settings)
     report = Report(folder, Average(decay=0.9995), settings)

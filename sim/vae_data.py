@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from scanprior.models.magnitude_prior import smooth_phase
@@ -13,13 +13,11 @@ from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
 from .augmentation import fourier_resize, random_contrast, random_image, smooth_shading
-from .banks import claim_folder, split_by_subject
-from .image_sources import find_images, load_sources
+from .bank_data import VALIDATION, VALIDATION_SEED, BankData, make_banks
 from .image_stack import ImageStack
 from .patch_bank import BANK_PATCH, random_crop, stack_shares
 from .vae_settings import VAESettings
 
-VALIDATION = "validation.npy"
 COMPONENTS_FROM = 4000
 """Images of a bank that principal components are taken from: half a minute."""
 RANDOM_CONTRAST = 0.1
@@ -107,22 +105,14 @@ def bank_paths(folder: Path, settings: VAESettings) -> tuple[Path, Path]:
 
 
 def prepare_vae_banks(data: list[Path], folder: Path, settings: VAESettings) -> tuple[Path, Path]:
-    """Make the banks of images in `folder`, or take those that an earlier call has finished there.
-
-    Raises
-    ------
-    FileNotFoundError, FileExistsError, SourceError
-        See `banks.prepare_banks`.
-    """
-    files = find_images(data)
-    record = claim_folder(files, folder)
+    """Training and validation bank, made if they are not there; errors as of `bank_data.make_banks`."""
     training, validation = bank_paths(folder, settings)
-    if not (training.exists() and validation.exists()):
-        train, held = split_by_subject(load_sources(files).stacks)
-        write_vae_bank(validation, held, settings.validation, 12345, settings.size, settings.parts)
-        write_vae_bank(training, train, settings.bank, settings.seed, settings.size, settings.parts)
-        record()
-    return training, validation
+    write = partial(write_vae_bank, size=settings.size, parts=settings.parts)
+    return make_banks(
+        data, folder,
+        (training, partial(write, images=settings.bank, seed=settings.seed)),
+        (validation, partial(write, images=settings.validation, seed=VALIDATION_SEED)),
+    )  # fmt: skip
 
 
 def validation_images(folder: Path, settings: VAESettings) -> torch.Tensor:
@@ -161,8 +151,8 @@ class ImageBank(torch.utils.data.IterableDataset):
             yield torch.from_numpy(image)
 
 
-class VAEData(pl.LightningDataModule):
-    """Banks made by the first process of all, the others waiting for it; then each its own stream of images.
+class VAEData(BankData[VAESettings]):
+    """Images for a VAE.
 
     Parameters
     ----------
@@ -173,13 +163,11 @@ class VAEData(pl.LightningDataModule):
     def __init__(
         self, data: list[Path], folder: Path, settings: VAESettings, seed: int, components_of: VAE | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(data, folder, settings, seed)
         self.components_of = components_of
-        self.data, self.folder, self.settings, self.seed = data, folder, settings, seed
-        self.prepare_data_per_node = False  # all hosts share the folder
 
     def prepare_data(self) -> None:
-        """Called by Lightning on the first process, behind a barrier."""
+        """Make the banks."""
         prepare_vae_banks(self.data, self.folder, self.settings)
 
     def setup(self, stage: str) -> None:
@@ -190,13 +178,8 @@ class VAEData(pl.LightningDataModule):
             images = torch.from_numpy(np.asarray(bank[:few], np.float32))
             self.components_of.begin_with_components(images, self.settings.mean_sigma**2)
 
-    def train_dataloader(self) -> torch.utils.data.DataLoader:
-        """Batches (batch, parts, y, x) without end."""
-        assert self.trainer is not None
+    def stream(self, rank: int) -> ImageBank:
+        """Images of this rank."""
         settings = self.settings
-        edge = settings.size or settings.patch
         training, _ = bank_paths(self.folder, settings)
-        images = ImageBank(training, edge, settings.size is not None, self.seed, self.trainer.global_rank)
-        return torch.utils.data.DataLoader(
-            images, batch_size=settings.batch, num_workers=settings.workers, pin_memory=settings.workers > 0
-        )
+        return ImageBank(training, settings.size or settings.patch, settings.size is not None, self.seed, rank)

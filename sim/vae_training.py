@@ -33,7 +33,7 @@ def train_vae(data: list[Path], folder: Path, settings: VAESettings) -> Path:
     Raises
     ------
     FileNotFoundError, FileExistsError, SourceError, PriorError
-        See `prepare_vae_banks` and `take_mean`.
+        See `bank_data.make_banks` and `take_mean`.
     """
     start = begin_run(folder, settings)
     module = VAETraining(settings)

@@ -18,11 +18,12 @@ from scanprior.models.supervised import NETWORKS, rough_image
 from scanprior.sim.evaluation import Condition, simulate_scan
 from scanprior.sim.image_sources import ImageStack
 from scanprior.sim.metrics import psnr
+from scanprior.sim.pair_module import PairTraining, take_weights
 from scanprior.sim.pairs import Scanner
 from scanprior.sim.phantoms import brain
 from scanprior.sim.slice_bank import SliceBank, whole_slice, write_slices
 from scanprior.sim.supervised_settings import SupervisedTraining
-from scanprior.sim.supervised_training import PairTraining, take_weights, train_supervised
+from scanprior.sim.supervised_training import train_supervised
 
 SMALL: dict[str, dict[str, Any]] = {
     "varnet": {"stages": 3, "filters": 4, "kernel": 5},

@@ -12,7 +12,8 @@ import torch
 from scanprior.models.magnitude_prior import MagnitudePrior
 from scanprior.models.prior import PriorError, load_prior
 from scanprior.sim.augmentation import fourier_resize, random_contrast, random_image
-from scanprior.sim.banks import prepare_banks, split_by_subject, validation_patches
+from scanprior.sim.bank_data import split_by_subject
+from scanprior.sim.banks import prepare_banks, validation_patches
 from scanprior.sim.image_sources import ImageStack, find_images, load_images
 from scanprior.sim.patch_bank import BANK_PATCH, PatchBank, write_bank
 from scanprior.sim.phantoms import brain
