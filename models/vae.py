@@ -16,7 +16,7 @@ from torch import nn
 from .cholesky_stencil import coefficient_channels
 from .padding import pad_to_multiple
 from .precision import CholeskyFactor, bounded
-from .vae_networks import Decoder, Encoder
+from .vae_networks import Decoder, Encoder, Layout
 
 COVARIANCES = ("identity", "diagonal", "structured")
 
@@ -87,14 +87,16 @@ class VAE(nn.Module):
         if principal and (principal < 1 or (size % principal if size else principal != self.multiple)):
             expected = f"divisor of {size}" if size else str(self.multiple)
             raise ValueError(f"expected principal 0 or {expected}, found {principal}")
-        self.encoder = Encoder(parts, size, latent, widths, middle, dropout, principal)
-        self.mean_decoder = Decoder(parts, size, latent, widths, middle, dropout, principal)
+        layout = Layout(size, latent, widths, middle, dropout, principal)
+        self.encoder = Encoder(parts, layout)
+        self.mean_decoder = Decoder(parts, layout)
         # L = diagonal of this before tanh for all pixels: the identity, and where the other kinds begin
         self.identity = nn.Parameter(torch.tensor(0.0))
         self.covariance_decoder: Decoder | None = None
         if covariance != "identity":
             channels = parts if covariance == "diagonal" else coefficient_channels(parts, self.neighbourhood)
-            self.covariance_decoder = Decoder(channels, size, latent, wider, covariance_middle or middle, dropout)
+            layout = Layout(size, latent, wider, covariance_middle or middle, dropout)
+            self.covariance_decoder = Decoder(channels, layout)
             nn.init.zeros_(self.covariance_decoder.leave.weight)
             nn.init.zeros_(self.covariance_decoder.leave.bias)  # type: ignore[arg-type]
 

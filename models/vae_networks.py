@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,13 +65,12 @@ class ResizingBlock(nn.Module):
         return skip + self.second(self.drop(_activation(self.first(_activation(h)))))
 
 
-class Encoder(nn.Module):
-    """Images (batch, parts, y, x) to mean and logarithm of the variance of z, each (batch, *latent).
+@dataclass(frozen=True)
+class Layout:
+    """Of an encoder, and of the decoder that goes back.
 
-    Parameters
+    Attributes
     ----------
-    parts
-        1: real images; 2: real and imaginary part.
     size
         Edge of the images for a dense latent; None for a latent map.
     latent
@@ -79,19 +79,32 @@ class Encoder(nn.Module):
         Channels of each resolution, finest first; after each the resolution is halved.
     middle
         Channels of the coarsest resolution.
+    dropout
+        Share of channels that are dropped in training.
+    principal
+        What the linear layers see and give, as of `vae.VAE`; 0: there are none.
     """
 
-    def __init__(
-        self,
-        parts: int,
-        size: int | None,
-        latent: int,
-        widths: Sequence[int],
-        middle: int,
-        dropout: float,
-        principal: int = 0,
-    ) -> None:
+    size: int | None
+    latent: int
+    widths: Sequence[int]
+    middle: int
+    dropout: float
+    principal: int = 0
+
+    @property
+    def coarse(self) -> int:
+        """Edge of the map that the dense layer makes; 0 without one."""
+        return 0 if self.size is None else self.size >> len(self.widths)
+
+
+class Encoder(nn.Module):
+    """Images (batch, parts, y, x) to mean and logarithm of the variance of z, each (batch, *latent)."""
+
+    def __init__(self, parts: int, layout: Layout) -> None:
         super().__init__()
+        size, latent, widths, middle = layout.size, layout.latent, layout.widths, layout.middle
+        dropout, principal = layout.dropout, layout.principal
         self.linear: nn.Linear | nn.Conv2d | None = None
         if principal and size:
             self.linear = nn.Linear(parts * principal**2, latent)
@@ -105,8 +118,7 @@ class Encoder(nn.Module):
             ResizingBlock(middle, middle, "same", dropout),
         )
         self.narrow = _keeping(nn.Conv2d(middle, 2 * latent if size is None else SEED_CHANNELS, 1))
-        coarse = 0 if size is None else size >> len(widths)
-        self.dense = _keeping(nn.Linear(SEED_CHANNELS * coarse**2, 2 * latent)) if size is not None else None
+        self.dense = _keeping(nn.Linear(SEED_CHANNELS * layout.coarse**2, 2 * latent)) if size is not None else None
         last = self.narrow if self.dense is None else self.dense
         with torch.no_grad():  # q begins narrow, so that the decoder sees which image it is
             last.weight[:latent] *= 0.0 if principal else 1.0
@@ -129,26 +141,19 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent z (batch, *latent) to (batch, channels, y, x); arguments as of the `Encoder`."""
+    """Latent z (batch, *latent) to (batch, channels, y, x)."""
 
-    def __init__(
-        self,
-        channels: int,
-        size: int | None,
-        latent: int,
-        widths: Sequence[int],
-        middle: int,
-        dropout: float,
-        principal: int = 0,
-    ) -> None:
+    def __init__(self, channels: int, layout: Layout) -> None:
         super().__init__()
+        size, latent, widths, middle = layout.size, layout.latent, layout.widths, layout.middle
+        dropout, principal = layout.dropout, layout.principal
         self.principal = principal
         self.linear: nn.Linear | nn.ConvTranspose2d | None = None
         if principal and size:
             self.linear = nn.Linear(latent, channels * principal**2)
         elif principal:
             self.linear = nn.ConvTranspose2d(latent, channels, principal, stride=principal)
-        self.coarse = 0 if size is None else size >> len(widths)
+        self.coarse = layout.coarse
         self.dense = _keeping(nn.Linear(latent, SEED_CHANNELS * self.coarse**2)) if size is not None else None
         self.enter = _keeping(nn.Conv2d(latent if size is None else SEED_CHANNELS, middle, 3, padding=1))
         before = [middle, *reversed(widths[1:])]

@@ -13,7 +13,7 @@ from torch import nn
 
 from .pairs import Pairs, Scanner
 from .supervised_settings import SupervisedTraining
-from .training_module import learning_rate_factor
+from .training_module import scheduled_adamw
 
 
 class PairTraining(pl.LightningModule):
@@ -47,12 +47,7 @@ class PairTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with the schedule of `learning_rate_factor`."""
-        learned = [weight for weight in self.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(learned, lr=self.settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, self.settings.steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled_adamw(self, self.settings)
 
 
 def take_weights(network: nn.Module, settings: SupervisedTraining) -> None:

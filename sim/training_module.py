@@ -9,13 +9,23 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from scanprior.models.preconditioning import Denoiser
 from scanprior.models.prior import PriorError, load_prior
+from torch import nn
 
+from .training_run import RunSettings
 from .training_settings import TrainingSettings
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
     """Warm-up over 300 steps, constant, then linear to zero over the last 30 %."""
     return min(1.0, (step + 1) / 300) * min(1.0, max(0.0, (steps - step) / (0.3 * steps)))
+
+
+def scheduled_adamw(module: nn.Module, settings: RunSettings) -> dict[str, Any]:
+    """AdamW on all weights that learn, with the schedule of `learning_rate_factor`, as Lightning takes it."""
+    learned = [weight for weight in module.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings.steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class DenoiserTraining(pl.LightningModule):
@@ -41,14 +51,8 @@ class DenoiserTraining(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """Adam with the schedule of `learning_rate_factor`."""
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, self.settings.steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """AdamW with the schedule of `learning_rate_factor`."""
+        return scheduled_adamw(self, self.settings)
 
 
 def begin_with(denoiser: Denoiser, name: str) -> None:
