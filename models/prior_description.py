@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .diffusion_prior import DiffusionPrior
 from .magnitude_prior import MagnitudePrior
 from .networks import build_network
 from .preconditioning import DENOISERS, Denoiser
-from .weights_description import Scale
+from .weights_description import Scale, one_of
 from .weights_file import PriorError
 
 
@@ -20,19 +20,12 @@ class PriorDescription(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)  # files tell more: the step, the data
 
-    kind: str = Field(description="edm, ve or ncsnv2: how the network makes a denoiser")
+    kind: Annotated[str, one_of(DENOISERS)] = Field(description="edm, ve or ncsnv2: how the network makes a denoiser")
     network: dict[str, Any] = Field(description="name and arguments; without a name a unet")
     sigma_min: float = Field(gt=0)
     sigma_max: float = Field(gt=0)
     sigma_data: float = Field(gt=0)
     scale: Scale = Field(description="percentile of the magnitude, and the value that it has")
-
-    @field_validator("kind")
-    @classmethod
-    def _kind_is_known(cls, value: str) -> str:
-        if value not in DENOISERS:
-            raise ValueError(f"{value!r} is not known; there are: {', '.join(DENOISERS)}")
-        return value
 
     @model_validator(mode="after")
     def _levels_rise(self) -> PriorDescription:

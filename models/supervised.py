@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,7 +17,7 @@ from .magnitude_prior import smooth_phase
 from .networks import build_from
 from .posterior import intensity_scale
 from .variational_network import VariationalNetwork
-from .weights_description import Scale, describing
+from .weights_description import Scale, describing, one_of
 from .weights_file import write_weights
 
 FORMAT = "scanprior-supervised-1"
@@ -106,17 +106,10 @@ class SupervisedDescription(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)  # files tell more: the step, the data
 
-    kind: str = Field(description="varnet or unet")
+    kind: Annotated[str, one_of(NETWORKS)] = Field(description="varnet or unet")
     network: dict[str, Any] = Field(description="its arguments")
     scale: Scale = Field(description="percentile of the rough image's magnitude, and the value it has")
     trained_for: TrainedFor
-
-    @field_validator("kind")
-    @classmethod
-    def _kind_is_known(cls, value: str) -> str:
-        if value not in NETWORKS:
-            raise ValueError(f"{value!r} is not known; there are: {', '.join(NETWORKS)}")
-        return value
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +20,17 @@ def _is_a_scale(value: tuple[float, float]) -> tuple[float, float]:
 
 Scale = Annotated[tuple[float, float], AfterValidator(_is_a_scale)]
 """(percentile, value): which percentile of a magnitude image has which value for the network."""
+
+
+def one_of(names: Collection[str]) -> AfterValidator:
+    """For the annotation of a field that must be one of these names."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"{value!r} is not known; there are: {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
 
 
 @contextmanager
