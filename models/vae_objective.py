@@ -5,6 +5,16 @@
 
 (The paper's eq. 10 doubles the log-determinant and writes L for L^T.) With lam = mu = 1 it is, but for a constant,
 minus the logarithm of the posterior of x and z.
+
+Its lowest point is not where the latents are most probable. At the x that is best for z, the term in -log det L has
+nothing against it in the directions that no sample measures, and draws z to where the prior is surest, whatever the data
+say. With x integrated out instead of maximised, z has the log-determinant of what was measured alone,
+
+    -log p(y|z) = min_x f(x, z) at lam = 1, mu = 0, + 1/2 log det (A^H A / gamma^2 + L L^T),
+
+and that last term, for covariances that differ by a factor, is (1 - share) log det L: `share` is the data's effective
+number of degrees of freedom (MacKay, Neural Computation 1992) over the numbers of the image. So with
+`VAEObjective.share` set, -log det L is weighted by it, and lam scales the precision alone.
 """
 
 from __future__ import annotations
@@ -112,6 +122,8 @@ class VAEObjective:
     ----------
     evaluations
         Evaluations of the decoders for one element, counted.
+    share
+        (element,): weight of -log det L, as of `measured_share`; None: lam, as in f.
     """
 
     def __init__(
@@ -131,6 +143,7 @@ class VAEObjective:
         # of A^H A on average: what the preconditioner of `image` takes for its diagonal
         self._sampled = float(model.mask.square().mean())
         self.evaluations = 0
+        self.share: torch.Tensor | None = None
 
     def to_complex(self, x: torch.Tensor) -> torch.Tensor:
         """Images of the scan (copy, ..., y, x), or (copy, ..., set, y, x)."""
@@ -197,11 +210,13 @@ class VAEObjective:
         return residual.double().square().sum((-4, -3, -2, -1)).reshape(-1) / (2 * self.gamma**2)
 
     def prior_term(self, x: torch.Tensor, decoded: Decoded) -> torch.Tensor:
-        """lam (nll(x; z) + mu ||z||^2 / 2), (element,), in double precision."""
+        """lam (nll(x; z) + mu ||z||^2 / 2), (element,), in double precision; with `share` as the weight of log det L."""
         white = decoded.factor.transposed(x.flatten(0, 1) - decoded.mean)
-        nll = white.double().square().flatten(1).sum(1) / 2 - decoded.factor.log_det().double()
+        square = white.double().square().reshape(self.elements, -1).sum(1) / 2
+        log_det = decoded.factor.log_det().double().reshape(self.elements, self.sets).sum(1)
         latents = decoded.z.double().square().flatten(1).sum(1) / 2
-        return self.lam * (nll.reshape(self.elements, self.sets).sum(1) + self.mu * latents)
+        weight = self.lam if self.share is None else self.share
+        return self.lam * (square + self.mu * latents) - weight * log_det
 
     def value(self, x: torch.Tensor, decoded: Decoded) -> torch.Tensor:
         """f(x, z), (element,), in double precision."""
@@ -254,6 +269,21 @@ class VAEObjective:
             rhs = self.gamma * data + math.sqrt(self.lam) * self.gamma**2 * prior
             residual = self._solve(rhs, torch.zeros_like(rhs), decoded, iterations, tolerance)
             return residual + x.repeat(self.copies, 1, 1, 1, 1)
+
+    def measured_share(
+        self, decoded: Decoded, generator: torch.Generator, iterations: int, tolerance: float
+    ) -> torch.Tensor:
+        """How many of the image's numbers the data decide rather than the prior, over how many there are: (element,).
+
+        `tr(A^H A / gamma^2 M^-1) / n` with `M = A^H A / gamma^2 + lam L L^T`, from one random vector (Hutchinson 1990):
+        its error is that of a mean over n numbers.
+        """
+        with torch.no_grad():
+            u = torch.randn(decoded.mean.shape, generator=generator, dtype=decoded.mean.dtype).to(decoded.mean.device)
+            rhs = decoded.factor.product(u).reshape(self.elements, self.sets, *decoded.mean.shape[1:])
+            solution = self._solve(rhs, torch.zeros_like(rhs), decoded, iterations, tolerance)
+            of_prior = (rhs * solution).double().reshape(self.elements, -1).sum(1) * self.lam * self.gamma**2
+            return (1 - of_prior / u.double().square().reshape(self.elements, -1).sum(1)).clamp(0, 1)
 
     def _solve(
         self, rhs: torch.Tensor, start: torch.Tensor, decoded: Decoded, iterations: int, tolerance: float

@@ -26,6 +26,9 @@ _SOLVE_ITERATIONS = 500
 """The most CG iterations of the last image and of the draws, which want to be exact."""
 
 
+_SHARE_ITERATIONS, _SHARE_TOLERANCE = 50, 1e-2
+"""Of the CG that estimates how much the data decide, once a scan: a weight of one term, wanted to some percent."""
+
 _DRAW_SLACK = 10
 """How much less exact the draws may be than the image: a standard deviation is known to some percent at best."""
 
@@ -35,6 +38,10 @@ class VAESettings(VAEProblemSettings):
 
     lam: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight of the prior against the data")
     mu: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight of the latents' own prior in it")
+    latents: Literal["joint", "marginal"] = Field(
+        "joint", description="joint: image and latents of the highest probability together (the paper); marginal: "
+        "latents whose image is integrated out, to first order: log det L counts as far as the data decide the image"
+    )  # fmt: skip
     form: Literal["fast", "published"] = Field(
         "fast", description="CG for the image and L-BFGS for the latents, or alternating gradient descent (the paper)"
     )
@@ -76,7 +83,7 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
     -------
     Reconstruction with `std`, of the Gaussian that the posterior of x is given z (what z itself may be is not in it);
     zero, both, where the maps are. `info` says method, prior, form, nfe (evaluations of the decoders for one slice, as
-    counted), iterations, objective (of each iteration, summed over the batch), starts, which start won, lam, mu,
+    counted), latents, share (of each slice, where they are marginal), iterations, objective (of each iteration, summed over the batch), starts, which start won, lam, mu,
     gamma, samples, scale and seconds.
 
     Raises
@@ -90,7 +97,7 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
     model, scale, gamma = setup.model, setup.scale, setup.gamma
     generator = torch.Generator().manual_seed(settings.seed)
     parts = pieces(scan, settings.starts * model.maps.shape[-4] if model.sets else settings.starts, GRADIENT_PIXELS)
-    images, spreads, histories, winners, evaluations = [], [], [], [], 0
+    images, spreads, histories, winners, shares, evaluations = [], [], [], [], [], 0
     for number, (part, piece) in enumerate(parts):
 
         def tell(step: int, steps: int, number: int = number) -> None:
@@ -99,13 +106,18 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
 
         own_phase = setup.own_phase(part)
         problem = _problem(piece, prior, settings, own_phase, gamma, scale, settings.starts)
+        single = _problem(piece, prior, settings, own_phase, gamma, scale, 1)
+        if settings.latents == "marginal":
+            at = single.decode(single.encode(single.to_real(setup.first[part][None] / scale)))
+            single.share = single.measured_share(at, generator, _SHARE_ITERATIONS, _SHARE_TOLERANCE)
+            problem.share = single.share.repeat(settings.starts)
+            shares.append(single.share)
         found = _descend(problem, setup.first[part] / scale, settings, generator, tell)
         best = found.history[-1].reshape(settings.starts, -1).argmin(0)
         chosen = best * len(best) + torch.arange(len(best), device=best.device)
         history = torch.stack(found.history)[:, chosen]
         winners.append(best)
 
-        single = _problem(piece, prior, settings, own_phase, gamma, scale, 1)
         decoded = single.decode(found.decoded.z[chosen])
         image = found.image[chosen]
         if settings.form == "fast":
@@ -131,6 +143,8 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
         "method": "vae",
         "prior": prior.name,
         "form": settings.form,
+        "latents": settings.latents,
+        "share": torch.cat(shares).tolist() if shares else None,
         "nfe": settings.starts * evaluations // len(parts),
         "iterations": max(len(history) for history in histories) - 1,
         "objective": summed(histories),
