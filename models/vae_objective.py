@@ -162,6 +162,12 @@ class VAEObjective:
         """A^H A of these real images."""
         return self.to_real(self.model.normal(self.to_complex(x)))
 
+    def spread(self, x: torch.Tensor) -> torch.Tensor:
+        """Variance of the latents (element, set, *latent) that the encoder gives images."""
+        with torch.no_grad():
+            _, log_var = self.prior.encode(x.flatten(0, 1))
+        return log_var.exp().reshape(self.latent_shape)
+
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Mean of the latents (element, set, *latent) that the encoder gives images.
 

@@ -83,8 +83,8 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
     -------
     Reconstruction with `std`, of the Gaussian that the posterior of x is given z (what z itself may be is not in it);
     zero, both, where the maps are. `info` says method, prior, form, nfe (evaluations of the decoders for one slice, as
-    counted), latents, share (of each slice, where they are marginal), iterations, objective (of each iteration, summed over the batch), starts, which start won, lam, mu,
-    gamma, samples, scale and seconds.
+    counted), latents, share (of each slice, where they are marginal), iterations, objective (of each iteration, summed
+    over the batch), starts, which start won, lam, mu, gamma, samples, scale and seconds.
 
     Raises
     ------
@@ -183,4 +183,7 @@ def _descend(
     tolerance = settings.tolerance * rows * columns
     if settings.form == "published":
         return published(problem, image, latents, iterations, tolerance, tell)
-    return fast(problem, image, latents, iterations, tolerance, settings.cg_iterations, settings.cg_tolerance, tell)
+    return fast(
+        problem, image, latents, iterations, tolerance, settings.cg_iterations, settings.cg_tolerance, tell,
+        problem.spread(image),
+    )  # fmt: skip

@@ -59,7 +59,7 @@ def evaluate(
     size: Annotated[int | None, typer.Option(min=32, help="Longest edge; larger images are resampled.")] = None,
     truth: Annotated[Path | None, typer.Option(help="Truth of a recorded scan (npz).")] = None,
     tune_on: Annotated[
-        list[Path] | None, typer.Option(help="TRAINING images: the weights of l1-wavelet and tv are chosen on them.")
+        list[Path] | None, typer.Option(help="TRAINING images: the weights of l1-wavelet, tv and vae are chosen on them.")
     ] = None,
     tune_images: Annotated[int, typer.Option(min=1, help="How many of them.")] = 3,
     precision: Annotated[
@@ -136,7 +136,7 @@ def _simulated(
 
     tuning = pick_images(tune_on, tune_images, size) if tune_on else []
     if tuning and not any(candidate.tunable for candidate in candidates):
-        raise EvaluationError("--tune-on: none of the methods has a weight to tune (l1-wavelet, tv without lam=)")
+        raise EvaluationError("--tune-on: none of the methods has a weight to tune (l1-wavelet, tv, vae without lam=)")
     plan = Plan(pick_images(data, images, size), candidates, conditions, seed, tuning, show)
     plan.check()
     if threads:

@@ -11,7 +11,7 @@ import yaml
 from scanprior.models.methods import METHODS
 from scanprior.models.recipe import Recipe, RecipeError, load_recipe, read_recipe, recipe_from
 
-TUNABLE = ("l1-wavelet", "tv")
+TUNABLE = ("l1-wavelet", "tv", "vae")
 """Methods whose weight `lam` is chosen on training images, where an evaluation has some."""
 
 
