@@ -7,8 +7,8 @@
 minus the logarithm of the posterior of x and z.
 
 Its lowest point is not where the latents are most probable. At the x that is best for z, the term in -log det L has
-nothing against it in the directions that no sample measures, and draws z to where the prior is surest, whatever the data
-say. With x integrated out instead of maximised, z has the log-determinant of what was measured alone,
+nothing against it in the directions that no sample measures, and draws z to where the prior is surest, whatever the
+data say. With x integrated out instead of maximised, z has the log-determinant of what was measured alone,
 
     -log p(y|z) = min_x f(x, z) at lam = 1, mu = 0, + 1/2 log det (A^H A / gamma^2 + L L^T),
 
@@ -216,7 +216,7 @@ class VAEObjective:
         return residual.double().square().sum((-4, -3, -2, -1)).reshape(-1) / (2 * self.gamma**2)
 
     def prior_term(self, x: torch.Tensor, decoded: Decoded) -> torch.Tensor:
-        """lam (nll(x; z) + mu ||z||^2 / 2), (element,), in double precision; with `share` as the weight of log det L."""
+        """lam (nll(x; z) + mu ||z||^2 / 2), (element,), in double precision; `share` is the weight of log det L."""
         white = decoded.factor.transposed(x.flatten(0, 1) - decoded.mean)
         square = white.double().square().reshape(self.elements, -1).sum(1) / 2
         log_det = decoded.factor.log_det().double().reshape(self.elements, self.sets).sum(1)

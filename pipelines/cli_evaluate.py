@@ -59,7 +59,8 @@ def evaluate(
     size: Annotated[int | None, typer.Option(min=32, help="Longest edge; larger images are resampled.")] = None,
     truth: Annotated[Path | None, typer.Option(help="Truth of a recorded scan (npz).")] = None,
     tune_on: Annotated[
-        list[Path] | None, typer.Option(help="TRAINING images: the weights of l1-wavelet, tv and vae are chosen on them.")
+        list[Path] | None,
+        typer.Option(help="TRAINING images: the weights of l1-wavelet, tv and vae are chosen on them."),
     ] = None,
     tune_images: Annotated[int, typer.Option(min=1, help="How many of them.")] = 3,
     precision: Annotated[

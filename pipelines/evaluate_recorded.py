@@ -250,7 +250,7 @@ def about_recorded(scan: Path, truth: Path, candidates: list[Candidate], threads
         "scan": scan.name,
         "truth": truth.name,
         **about_methods(candidates),
-        "weights of l1-wavelet and tv tuned": "no: shipped weights",
+        "weights of l1-wavelet, tv and vae tuned": "no: shipped weights",
         "units": "images over |W C|, whitening times coil maps of the truth; nothing is fitted",
         **about_machine(threads),
     }

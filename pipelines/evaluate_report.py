@@ -38,7 +38,7 @@ def about_run(plan: Plan, threads: int) -> dict[str, Any]:
         "images": ", ".join(image.name for image in plan.images),
         "conditions": "; ".join(told(condition) for condition in plan.conditions),
         **about_methods(plan.candidates, bool(plan.tuning)),
-        "weights of l1-wavelet and tv tuned": tuned,
+        "weights of l1-wavelet, tv and vae tuned": tuned,
         "seed": plan.seed,
         "masks, coils, noise": "drawn anew for each image; all methods see the same data",
         **about_machine(threads),

@@ -85,7 +85,7 @@ def test_what_is_written_equals_a_direct_computation(data: Path, tmp_path: Path)
     assert len(kept["cases"]) == 16
     text = (out / "summary.md").read_text()
     assert f"{np.mean(mine):.2f} ± {np.std(mine, ddof=1):.2f}" in text
-    assert "weights of l1-wavelet and tv tuned: no: shipped weights" in text
+    assert "weights of l1-wavelet, tv and vae tuned: no: shipped weights" in text
 
 
 def test_the_page_holds_the_figures_and_loads_nothing(data: Path, tmp_path: Path) -> None:

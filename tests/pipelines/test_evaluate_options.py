@@ -24,7 +24,8 @@ def test_methods_and_their_changes() -> None:
     assert [c.recipe.precision for c in found] == ["float32", "float32", "bfloat16", "bfloat16"]
     assert found[3].recipe.device == "cuda:1"
     assert [c.tunable for c in found] == [False, False, False, False]
-    assert [c.tunable for c in parse_methods(["tv,l1-wavelet:levels=3,sense"])] == [True, True, False]
+    weights = parse_methods(["tv,l1-wavelet:levels=3,sense,vae,vae:lam=2"])
+    assert [c.tunable for c in weights] == [True, True, False, True, False]
 
 
 @pytest.mark.parametrize(

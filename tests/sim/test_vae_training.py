@@ -237,3 +237,10 @@ def test_what_does_not_go_together_is_refused() -> None:
         replace(DENSE, mean_sigma=0.0)
     with pytest.raises(ValueError, match="network 'vae' has no argument 'depth'"):
         replace(DENSE, network={"depth": 2}).build()
+
+
+def test_a_mean_that_diverges_ends_the_run_while_its_loss_is_still_finite(data: Path, tmp_path: Path) -> None:
+    """Weights so large that the mean is far off: a loss beyond that of a black image is no training any more."""
+    settings = replace(DENSE, bank=120, network=TINY | {"covariance": "identity"}, learning_rate=0.1, steps=400)
+    with pytest.raises(FloatingPointError, match=r"the loss is [0-9.]+ at step \d+: begin again"):
+        train_vae([data], tmp_path / "run", settings)
