@@ -110,13 +110,14 @@ robust() {
 vae() {
   evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --coils 1 --phase 0 --size 128 --images "${IMAGES:-24}" \
     --masks radial --spokes 5,25,45,125 --noise 0.0125,0.05 --out "$OUT/vae" \
-    --methods least-squares,tv,vae:prior=vae-128,vae:prior=vae-128-diagonal,vae:prior=vae-128-identity,pnp-admm,varnet,unet
+    --methods least-squares,tv,vae:prior=vae-128,mu=4,vae:prior=vae-128-diagonal,mu=4,vae:prior=vae-128-identity,mu=4 \
+    --methods pnp-admm,varnet,unet
 }
 
 # paper 3: the generator methods beside them, on fewer slices: they are slow
 vae_search() {
   evaluate --data "$T1" --coils 1 --phase 0 --size 128 --images "${IMAGES:-4}" --masks radial --spokes 5,25,45,125 --noise 0.0125,0.05 \
-    --out "$OUT/vae_search" --methods vae:prior=vae-128,range:prior=vae-128,narnhofer:prior=vae-128
+    --out "$OUT/vae_search" --methods vae:prior=vae-128,mu=4,range:prior=vae-128,narnhofer:prior=vae-128
 }
 
 for part in "${@:-choice point choice_slow default recorded langevin score_mri magnitude spread robust vae vae_search}"; do

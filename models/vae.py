@@ -207,7 +207,7 @@ class VAE(nn.Module):
     def factor(self, z: torch.Tensor, shape: tuple[int, int] | None = None) -> CholeskyFactor:
         """L(z); cropped to images (y, x) of `shape`."""
         values = self.coefficients(z)
-        if shape is not None:
+        if shape not in (None, values.shape[-2:]):
             values = values[..., : shape[0], : shape[1]]
         return CholeskyFactor(values, self.parts, self.neighbourhood)
 

@@ -60,8 +60,7 @@ class ResizingBlock(nn.Module):
         # the 1x1 convolution commutes with the interpolation, and before it there are fewer pixels
         skip = self.skip(F.avg_pool2d(x, 2) if self.resize == "down" else x)
         if self.resize == "up":
-            both = F.interpolate(torch.cat([h, skip], 1), scale_factor=2, mode="bilinear", align_corners=False)
-            h, skip = both.chunk(2, 1)
+            h, skip = (F.interpolate(part, scale_factor=2, mode="bilinear", align_corners=False) for part in (h, skip))
         return skip + self.second(self.drop(_activation(self.first(_activation(h)))))
 
 

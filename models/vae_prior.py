@@ -131,7 +131,7 @@ class VAEPrior:
         self._check(z)
         with self._running(z):
             mean = self.vae.mean(z)
-        return mean if self.shape is None else mean[..., : self.shape[0], : self.shape[1]]
+        return mean if self.shape in (None, mean.shape[-2:]) else mean[..., : self.shape[0], : self.shape[1]]
 
     def factor(self, z: torch.Tensor) -> CholeskyFactor:
         """L(z); errors as of `mean`."""
