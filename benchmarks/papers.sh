@@ -1,7 +1,7 @@
 #!/bin/bash
 # The papers' findings and the choice of the default, by `scanprior evaluate`; benchmarks/papers.md tells what came out.
 #
-#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice point choice_slow default recorded langevin score_mri magnitude spread robust vae vae_search]
+#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice point choice_slow default recorded langevin score_mri magnitude spread robust vae_choice vae vae_search]
 #
 # Without arguments all parts. A part that was cut goes on when started again. Weights of the baselines are tuned on
 # training images wherever they are compared; `choice` looks at training images only, the others at test images.
@@ -106,6 +106,15 @@ robust() {
   done
 }
 
+# paper 3: what the settings of `vae` are chosen by, on training images
+vae_choice() {
+  local methods=vae:prior=vae-128,latents=joint value
+  for value in 0.25 4; do methods+=,vae:prior=vae-128,latents=joint,lam=$value; done
+  for value in 1 2 4 8; do methods+=,vae:prior=vae-128,mu=$value; done
+  evaluate --data "$DATA/train/axial_t1_192.npz" --methods "$methods" --coils 1 --phase 0 --size 128 --images 2 \
+    --masks radial --spokes 5,25 --noise 0.0125,0.05 --out "$OUT/vae_choice"
+}
+
 # paper 3: the VAE's covariances and the supervised methods over spokes and noise (24 slices take half an hour)
 vae() {
   evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --coils 1 --phase 0 --size 128 --images "${IMAGES:-24}" \
@@ -120,6 +129,6 @@ vae_search() {
     --out "$OUT/vae_search" --methods vae:prior=vae-128,mu=4,range:prior=vae-128,narnhofer:prior=vae-128
 }
 
-for part in "${@:-choice point choice_slow default recorded langevin score_mri magnitude spread robust vae vae_search}"; do
+for part in "${@:-choice point choice_slow default recorded langevin score_mri magnitude spread robust vae_choice vae vae_search}"; do
   for name in $part; do "$name"; done
 done
