@@ -52,9 +52,10 @@ class VAETraining(pl.LightningModule):
         loss = self.loss(with_air_noise(images, self.settings.air_noise), stage)
         # worse than the residual of a black image: without normalisation the mean's blocks diverge at too high a rate
         ceiling = 0.5 / self.settings.mean_sigma**2 if stage == 1 else torch.finfo(torch.float32).max
-        if not float(loss.detach()) <= ceiling:
+        value = float(loss.detach())
+        if not value <= ceiling:  # false for NaN
             raise FloatingPointError(
-                f"the loss is {float(loss)} at step {self.trainer.global_step}: begin again with a lower "
+                f"the loss is {value} at step {self.trainer.global_step}: begin again with a lower "
                 f"--learning-rate than {self.settings.learning_rate:g}"
             )
         self.log("loss", loss, prog_bar=True)
