@@ -108,9 +108,8 @@ robust() {
 
 # paper 3: what the settings of `vae` are chosen by, on training images
 vae_choice() {
-  local methods=vae:prior=vae-128,latents=joint value
-  for value in 0.25 4; do methods+=,vae:prior=vae-128,latents=joint,lam=$value; done
-  for value in 1 2 4 8; do methods+=,vae:prior=vae-128,mu=$value; done
+  local methods=vae:prior=vae-128,latents=joint,vae:prior=vae-128,latents=joint,lam=4 value
+  for value in 1 4; do methods+=,vae:prior=vae-128,mu=$value; done
   evaluate --data "$DATA/train/axial_t1_192.npz" --methods "$methods" --coils 1 --phase 0 --size 128 --images 2 \
     --masks radial --spokes 5,25 --noise 0.0125,0.05 --out "$OUT/vae_choice"
 }
