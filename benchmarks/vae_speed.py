@@ -2,9 +2,10 @@
 
     python benchmarks/vae_speed.py --prior vae --images axial_t1_192.npz
 
-A slice of 128 x 128, one coil, points of a variable density at R, white noise. Both forms have the same noise level and
-the same scale, and the paper's objective; the published one begins with A^H y, as in the paper. What is timed is the descent from the first image
-on, on the threads asked for. The images are scored too, so that a fast bad image shows.
+A slice of 128 x 128, one coil, points of a variable density at R, white noise. Both forms have the same noise level, the
+same scale and the paper's objective; the published one begins with A^H y, as in the paper. What is timed is the descent
+from the first image on, on the threads asked for. The images are scored too, so that a fast bad image shows. One slice
+by the recipe, with its draws, comes first.
 """
 
 from __future__ import annotations
