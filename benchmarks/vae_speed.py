@@ -2,7 +2,7 @@
 
     python benchmarks/vae_speed.py --prior vae --images axial_t1_192.npz
 
-A slice of 128 x 128, one coil, points of a variable density at R, white noise. Both forms have the same noise level, the
+A slice of 128 x 128, one coil, points of a variable density at R, white noise. Both forms have one noise level, the
 same scale and the paper's objective; the published one begins with A^H y, as in the paper. What is timed is the descent
 from the first image on, on the threads asked for. The images are scored too, so that a fast bad image shows. One slice
 by the recipe, with its draws, comes first.
