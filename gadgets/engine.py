@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from scanprior.models.methods import METHODS
 from scanprior.models.prior import AnyPrior, PriorError, load_any_prior
-from scanprior.models.recipe import PARAMETERS, Recipe, RecipeError, load_recipe, recipe_names
+from scanprior.models.recipe import DEFAULT_RECIPE, PARAMETERS, Recipe, RecipeError, load_recipe, recipe_names
 from scanprior.models.scan import Scan
 
 from .errors import ScanError
@@ -49,7 +49,7 @@ class Engine:
         When the recipe is not known, or `device` is none of these.
     """
 
-    def __init__(self, recipe: Recipe | str = "dds", *, device: str | None = None, threads: int = 0) -> None:
+    def __init__(self, recipe: Recipe | str = DEFAULT_RECIPE, *, device: str | None = None, threads: int = 0) -> None:
         self._device = device
         self.default = self._placed(load_recipe(recipe) if isinstance(recipe, str) else recipe)
         self._priors: dict[tuple[str, str, str, bool], AnyPrior] = {}

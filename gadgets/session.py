@@ -80,7 +80,8 @@ class ScanSession:
         self.encoding = Encoding.from_header(header)
         self.timing = Timing(slices=deque(maxlen=records))
         self.results: deque[dict[str, object]] = deque(maxlen=records)
-        self._settings = recipe.method_settings
+        settings = recipe.method_settings
+        self._settings = settings if recipe.outputs.std else settings.without_std()
         self._device = engine.device(recipe)
         self._prior = engine.prior(recipe)
         self._sorter = Sorter(self.encoding)

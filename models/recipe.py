@@ -18,6 +18,9 @@ RECIPE_FOLDER = Path(__file__).parent.parent / "pipelines" / "recipes"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
+DEFAULT_RECIPE = "pnp-admm"
+"""The recipe where none is named; benchmarks/papers.md says why it is this one."""
+
 PARAMETERS = ("whitened", "samples", "steps", "device", "output", "std")
 """What a scan may change of its recipe."""
 

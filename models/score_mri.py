@@ -16,9 +16,10 @@ import torch
 from pydantic import Field
 
 from .dds import noise_levels
+from .denoiser_prior import Prior
 from .forward import SenseModel
 from .fourier import fft2c, ifft2c
-from .posterior import Prior, Problem, SamplerSettings, sample_posterior
+from .posterior import Problem, SamplerSettings, sample_posterior
 from .scan import Progress, Reconstruction, Scan
 
 Draw = Callable[[], torch.Tensor]

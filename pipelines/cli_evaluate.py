@@ -29,7 +29,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder of the evaluation; the same folder again goes on with it.")],
     methods: Annotated[
         list[str], typer.Option(help="Recipes by name or YAML file, with changes: sense,tv,dds:steps=20,samples=4.")
-    ] = ["sense,l1-wavelet,tv,dds"],  # noqa: B006 : typer wants a list
+    ] = ["sense,l1-wavelet,tv,pnp-admm"],  # noqa: B006 : typer wants a list
     masks: Annotated[
         str | None,
         typer.Option(

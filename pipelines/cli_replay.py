@@ -10,7 +10,7 @@ import typer
 from scanprior.gadgets.engine import Engine
 from scanprior.gadgets.errors import ScanError
 from scanprior.models.prior import released_priors
-from scanprior.models.recipe import METHODS, Recipe, RecipeError, load_recipe, read_recipe, recipe_names
+from scanprior.models.recipe import DEFAULT_RECIPE, METHODS, Recipe, RecipeError, load_recipe, read_recipe, recipe_names
 from tqdm import tqdm
 
 
@@ -33,7 +33,7 @@ def chosen_engine(recipe: str, device: str | None, threads: int) -> Engine:
 def replay(
     scan: Annotated[Path, typer.Argument(help="MRD raw-data file (HDF5).", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="Folder for images.h5, PNGs and report.json.")],
-    recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a YAML file.")] = "dds",
+    recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a YAML file.")] = DEFAULT_RECIPE,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1; default: the recipe's.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Posterior samples, of diffusion methods.")] = None,
     steps: Annotated[

@@ -9,12 +9,15 @@ import torch
 from gaussian import SD, GaussianPrior, gaussian_scan, posterior_mean
 from scanprior.models.forward import SenseModel
 from scanprior.models.methods import METHODS
-from scanprior.models.plug_and_play import PnPSettings, pnp_admm
+from scanprior.models.pnp_admm import PnPADMMSettings, pnp_admm
 from scanprior.models.scan import Reconstruction, Scan
+
+PLAIN = {"samples": 0, "sigma": 0.1, "sigma_start": None, "penalty": 1.0, "max_ratio": 1e6, "cg_iterations": 10}
+"""One noise level, and as much say for the data as their noise gives them: what has a closed form."""
 
 
 def run(scan: Scan, prior: GaussianPrior | None = None, **settings: object) -> Reconstruction:
-    return pnp_admm(scan, prior or GaussianPrior(), PnPSettings.model_validate(settings))  # type: ignore[arg-type]
+    return pnp_admm(scan, prior or GaussianPrior(), PnPADMMSettings.model_validate(PLAIN | settings))  # type: ignore[arg-type]
 
 
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -45,7 +48,7 @@ def test_evaluations_are_counted_and_residuals_fall() -> None:
     scan, _ = gaussian_scan()
     prior = GaussianPrior()
     steps: list[tuple[int, int]] = []
-    settings = PnPSettings(iterations=25, tolerance=0, sigma=0.2)
+    settings = PnPADMMSettings.model_validate(PLAIN | {"iterations": 25, "tolerance": 0, "sigma": 0.2})
     result = pnp_admm(scan, prior, settings, lambda *at: steps.append(at))  # type: ignore[arg-type]
     assert prior.calls == result.info["nfe"] == result.info["iterations"] == len(steps) == 25
     assert steps[-1] == (25, 25)
@@ -101,7 +104,7 @@ def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sigma_start 2 .* trained from 1 to"):
         run(scan, prior, sigma_start=2.0)
     with pytest.raises(ValueError, match="greater than 0"):
-        PnPSettings(penalty=0)
+        PnPADMMSettings.model_validate({"penalty": 0})
 
 
 def test_a_warm_up_is_short() -> None:
@@ -120,3 +123,49 @@ def test_an_image_that_is_driven_away_again_is_told() -> None:
     scan, _ = gaussian_scan()
     with pytest.raises(ValueError, match=r"having come as near as .* prior 'gaussian' and the data drive each other"):
         run(scan, Unsteady(), iterations=200, tolerance=0)
+
+
+def test_samples_around_the_image_give_its_standard_deviation_and_leave_it_alone() -> None:
+    scan, _ = gaussian_scan()
+    assert scan.maps is not None
+    outside = torch.ones(scan.maps.shape[-2:], dtype=torch.bool)
+    outside[:, :5] = False
+    maps = scan.maps * outside.logical_not().to(scan.maps.dtype)
+    scan = Scan(scan.kspace, scan.mask, maps, scan.sigma)
+    settings = {"iterations": 15, "tolerance": 0, "sample_steps": 4}
+    alone = run(scan, **settings, samples=1)
+    assert alone.std is None
+    assert alone.info["evaluations"] == "15"
+    prior = GaussianPrior()
+    steps: list[tuple[int, int]] = []
+    sure = PnPADMMSettings.model_validate(PLAIN | settings | {"samples": 6})
+    found = pnp_admm(scan, prior, sure, lambda *at: steps.append(at))  # type: ignore[arg-type]
+    assert torch.equal(found.image, alone.image)
+    assert found.std is not None
+    assert bool((found.std[:, :5] > 0).all())
+    assert not found.std[outside].any()
+    assert found.info["nfe"] == 15, "of the image"
+    assert found.info["evaluations"] == "15 + 4 x 6"
+    assert steps == [(n, 19) for n in range(1, 20)]
+    twice = run(scan, **settings, samples=6, std_factor=2.0).std
+    assert twice is not None
+    assert torch.allclose(twice, 2 * found.std)
+    other = run(scan, **settings, samples=6, seed=1).std
+    assert other is not None
+    assert not torch.equal(other, found.std)
+
+
+def test_the_spread_is_larger_where_less_was_measured() -> None:
+    scan, image = gaussian_scan()
+    assert scan.maps is not None
+    full = torch.ones_like(scan.mask)
+    dense = Scan(SenseModel(scan.maps, full)(image), full, scan.maps, scan.sigma)
+    spreads = [run(one, iterations=15, tolerance=0, samples=32).std for one in (dense, scan)]
+    assert spreads[0] is not None
+    assert spreads[1] is not None
+    assert float(spreads[1].square().mean() / spreads[0].square().mean()) > 1.5
+
+
+def test_a_level_that_rises_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sigma_start \(0.5\) must not be below sigma \(0.6\)"):
+        PnPADMMSettings.model_validate({"sigma": 0.6})
