@@ -8,8 +8,8 @@ from xml.etree.ElementTree import Element
 
 import pytest
 import scanprior.pipelines
-from scanprior.models.recipe import DEFAULT_RECIPE
 from defusedxml import ElementTree
+from scanprior.models.recipe import DEFAULT_RECIPE
 
 FOLDER = Path(next(iter(scanprior.pipelines.__path__))) / "gadgetron"
 CHAINS = sorted(FOLDER.glob("*.xml"))
