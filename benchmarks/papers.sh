@@ -62,6 +62,8 @@ choice_slow() {
   for value in 0.1 0.6; do methods+=,pc-ccdf:samples=1,sigma_start=$value; done
   for value in 0.1 0.2 0.3; do methods+=,pc-ccdf:samples=1,start=tv,sigma_start=$value; done
   methods+=,pc-ccdf:samples=1,sigma_start=1.0,pc:samples=1,lam=0.5,steps=100
+  for value in 0.1 0.2 0.3; do methods+=,pc-ccdf:samples=1,start=pnp-admm,sigma_start=$value; done
+  methods+=,pc-ccdf:samples=1,start=pnp-admm,sigma_start=0.1,lam=0.5
   evaluate --data "$DATA/train/axial_t1_192.npz" --methods "$methods" --masks gaussian-1d --r 4 --images 2 --size 96 \
     --out "$OUT/choice_slow"
 }
@@ -90,7 +92,7 @@ langevin() {
 # paper 5: Score-MRI against TV, hybrid, CCDF; and the default against its 500 steps
 score_mri() {
   local methods=tv,pc:samples=1,pc-ccdf:samples=1,pc-ccdf:samples=1,algorithm=coils,pc-ccdf:samples=1,algorithm=hybrid
-  methods+=,pnp-admm,dds
+  methods+=,pc-ccdf:samples=1,start=pnp-admm,sigma_start=0.1,lam=0.5,pnp-admm,dds
   evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --methods "$methods" --coils 4 \
     --masks uniform-1d,gaussian-1d --r 4,8 --images 2 --size 128 --out "$OUT/score_mri_lines"
   evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --methods "$methods" --coils 4 \

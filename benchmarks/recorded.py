@@ -155,7 +155,7 @@ def psnr_in_head(image: np.ndarray, truth: np.ndarray) -> float:
 
 def table(results: list[Result]) -> list[str]:
     """Markdown rows: mean and spread over images."""
-    titles = ("recipe", "PSNR dB", "in the head", "SSIM", "NMSE", "NFE", "s per image", "effective R")
+    titles = ("recipe", "PSNR dB", "in the head", "SSIM", "NMSE", "evaluations", "s per image", "effective R")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for r in results:
         mean, spread = r.scores.mean(0), r.scores.std(0)

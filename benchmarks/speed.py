@@ -1,4 +1,4 @@
-"""Seconds a slice of the default and of DDS with the small prior, against BART's and sigpy's L1-wavelet, in one run; a markdown table.
+"""Seconds a slice of `pnp-admm` and `dds` against the L1-wavelet of BART and of sigpy, in one run; a markdown table.
 
     python benchmarks/speed.py --threads 2                      # CPU, 320x320, 8 coils
     python benchmarks/speed.py --device cuda --coils 16         # GPU: without the peers, which run on the CPU

@@ -35,15 +35,13 @@ def replay(
     out: Annotated[Path, typer.Option(help="Folder for images.h5, PNGs and report.json.")],
     recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a YAML file.")] = DEFAULT_RECIPE,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1; default: the recipe's.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Posterior samples, of diffusion methods.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of a sampler (dds: evaluations), or iterations.")
-    ] = None,
+    samples: Annotated[int | None, typer.Option(min=0, help="Posterior samples, of diffusion methods.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Iterations, or steps of a sampler.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
 ) -> None:
     """Reconstruct a recorded scan as if it streamed in.
 
-    Example: scanprior replay scan.h5 --recipe dds --out out/
+    Example: scanprior replay scan.h5 --recipe pnp-admm --out out/
     """
     from .replay import ScanFileError
     from .replay import replay as run

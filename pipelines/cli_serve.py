@@ -32,7 +32,7 @@ def serve(
 ) -> None:
     """Serve Gadgetron (connect) and FIRE clients: the model stays loaded from scan to scan.
 
-    Example: scanprior serve --recipe dds --port 9002
+    Example: scanprior serve --recipe pnp-admm --port 9002
     """
     logging.getLogger().setLevel(logging.INFO)
     engine = chosen_engine(recipe, device, threads)
@@ -56,7 +56,7 @@ def serve(
 def stdio(recipe: Recipe = DEFAULT_RECIPE, device: Device = None, threads: Threads = 0) -> None:
     """Reconstruct one scan from stdin to stdout, as MRD frames.
 
-    Example: ismrmrd_hdf5_to_stream -i scan.h5 --use-stdout | scanprior stdio --recipe dds > images.bin
+    Example: ismrmrd_hdf5_to_stream -i scan.h5 --use-stdout | scanprior stdio --recipe pnp-admm > images.bin
     """
     engine = chosen_engine(recipe, device, threads)
     try:
