@@ -49,7 +49,9 @@ class Compression(_Section):
 class Maps(_Section):
     """ESPIRiT's settings."""
 
-    kernel: int = Field(6, ge=3, le=12, description="edge of the k-space kernel in samples")
+    kernel: int = Field(
+        6, ge=3, le=12, description="edge of the k-space kernel in samples; fewer where there are few ACS lines"
+    )
     threshold: float = Field(0.02, gt=0, lt=1, description="singular values kept, relative to the largest")
     crop: float = Field(0.8, ge=0, lt=1, description="maps are zero where the eigenvalue is below this")
     sets: int = Field(1, ge=1, le=4, description="sets of maps; 2 where the field of view is smaller than the head")
