@@ -50,7 +50,7 @@ class Maps(_Section):
     """ESPIRiT's settings."""
 
     kernel: int = Field(
-        6, ge=3, le=12, description="edge of the k-space kernel in samples; fewer where there are few ACS lines"
+        6, ge=3, le=12, description="edge of the k-space kernel in samples, where there are ACS lines enough"
     )
     threshold: float = Field(0.02, gt=0, lt=1, description="singular values kept, relative to the largest")
     crop: float = Field(0.8, ge=0, lt=1, description="maps are zero where the eigenvalue is below this")
