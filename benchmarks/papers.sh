@@ -104,11 +104,11 @@ magnitude() {
   local set
   for set in axial_t1_192 axial_t2_0p43mm_512x384; do
     evaluate --data "$DATA/train/$set.npz" --masks gaussian-1d --r 4,8 \
-      --methods pnp-admm,pnp-admm:prior=magnitude,dds:start=sense,sigma_start=1.0,steps=20,samples=4 \
+      --methods pnp-admm,dds:start=sense,sigma_start=1.0,steps=20,samples=4 \
       --methods dds:start=sense,sigma_start=1.0,steps=20,samples=4,prior=magnitude \
       --images 2 --size 128 --out "$OUT/magnitude_$set"
   done
-  evaluate --data "$T1" --methods sense,tv,pnp-admm,pnp-admm:prior=magnitude,pc-ccdf:samples=1,prior=magnitude \
+  evaluate --data "$T1" --methods sense,tv,pnp-admm,pc-ccdf:samples=1,prior=magnitude \
     --methods dds:start=sense,sigma_start=1.0,steps=20,dds:start=sense,sigma_start=1.0,steps=20,prior=magnitude \
     --masks gaussian-1d --r 4 --images 3 --size 128 --out "$OUT/magnitude"
 }
