@@ -53,6 +53,12 @@ class PnPSettings(Settings):
         description="stop when ||x - v|| and the change of v are this share of ||v|| or less",
     )
     cg_iterations: int = Field(10, ge=1, le=1000, description="the most CG iterations of each step on the data")
+    final_sigma: float | None = Field(
+        0.01,
+        gt=0,
+        le=1e4,
+        description="level of a last denoising, which takes what noise is left out of flat parts; none: none",
+    )
     start: Literal["sense", "zero-filled"] = Field("sense", description="image to begin with")
     start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the CG-SENSE image to begin with")
 
@@ -80,19 +86,25 @@ class PnPImage:
     Attributes
     ----------
     image
-        (..., y, x), or (..., set, y, x); in the prior's scale.
+        v (..., y, x), or (..., set, y, x); in the prior's scale.
+    denoised
+        The same after the last denoising.
     scale
         What the image is to be multiplied by.
     residuals
         Primal ||x - v|| and dual ||v - v_before|| over ||v||, of the worst slice in each iteration.
     stopped
         `tolerance` or `iterations`.
+    evaluations
+        Of the network, for `denoised`.
     """
 
     image: torch.Tensor
+    denoised: torch.Tensor
     scale: float
     residuals: list[tuple[float, float]]
     stopped: str
+    evaluations: int
 
     @property
     def iterations(self) -> int:
@@ -111,6 +123,8 @@ def plug_and_play(
     - v = D(x + u, s)
     - u = u + x - v, the scaled dual variable; it is rescaled where rho changes
 
+    and at last D(v, `final_sigma`).
+
     For a Gaussian prior D is the proximal operator of the prior over rho's own s, and the fixed point is the posterior
     mean of a prior `penalty` times as strong, whatever s is. For any other the denoiser only stands for one: nothing
     is minimised, and only a fixed s can come to rest. s_y^2 counts as no less than what `max_ratio` says.
@@ -126,7 +140,7 @@ def plug_and_play(
         If the scan has no maps or no signal, the prior was not trained on the noise levels asked for, the image is not
         finite, or it moves away from the data instead of coming to rest: some denoisers (the prior `magnitude`) do so.
     """
-    check_levels(prior, settings.level(0), settings.sigma)
+    check_levels(prior, settings.level(0), min(settings.sigma, settings.final_sigma or settings.sigma))
     adjoint = model.H(scan.kspace)
     batch_dims = adjoint.ndim - len(model.image_shape)
     # the weight only steadies the unmeasured directions
@@ -170,4 +184,6 @@ def plug_and_play(
         if max(primal, dual) <= settings.tolerance and level == settings.sigma:
             stopped = "tolerance"
             break
-    return PnPImage(v, scale, residuals, stopped)
+    if settings.final_sigma is None:
+        return PnPImage(v, v, scale, residuals, stopped, len(residuals))
+    return PnPImage(v, bound.denoise(v, settings.final_sigma), scale, residuals, stopped, len(residuals) + 1)

@@ -46,8 +46,9 @@ class PnPADMMSettings(PnPSettings):
 def pnp_admm(scan: Scan, prior: Prior, settings: PnPADMMSettings, progress: Progress | None = None) -> Reconstruction:
     """One image by `plug_and_play`, and the spread of samples of `dds` around it.
 
-    The image is the same whether samples are drawn or not. They begin with it, noise of level `sample_start` on it, and
-    end as other images that fit the data and the prior; how much they differ is the standard deviation.
+    The image is the same whether samples are drawn or not. They begin with it (as it was before the last denoising),
+    noise of level `sample_start` on it, and end as other images that fit the data and the prior; how much they differ
+    is the standard deviation.
 
     Parameters
     ----------
@@ -83,8 +84,8 @@ def pnp_admm(scan: Scan, prior: Prior, settings: PnPADMMSettings, progress: Prog
     info = {
         "method": "pnp-admm",
         "prior": prior.name,
-        "nfe": found.iterations,
-        "evaluations": f"{found.iterations}",
+        "nfe": found.evaluations,
+        "evaluations": f"{found.evaluations}",
         "iterations": found.iterations,
         "residuals": found.residuals,
         "stopped": found.stopped,
@@ -104,9 +105,9 @@ def pnp_admm(scan: Scan, prior: Prior, settings: PnPADMMSettings, progress: Prog
         begin = found.scale * found.image
         std = sample_posterior("pnp-admm", dds_samples, scan, prior, sampling, tell_samples, begin=begin).std
         info |= {
-            "evaluations": f"{found.iterations} + {settings.sample_steps} x {drawn}",
+            "evaluations": f"{found.evaluations} + {settings.sample_steps} x {drawn}",
             "samples": drawn,
             "std_factor": settings.std_factor,
         }
     info["seconds"] = time.perf_counter() - began
-    return Reconstruction(found.scale * combine_sets(found.image, model), std, info)
+    return Reconstruction(found.scale * combine_sets(found.denoised, model), std, info)

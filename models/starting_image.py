@@ -40,7 +40,7 @@ def starting_image(
     if name == "zero-filled":
         return adjoint, 0
     if name == "pnp-admm":
-        found = plug_and_play(scan, model, prior, PnPSettings.model_validate({}))
+        found = plug_and_play(scan, model, prior, PnPSettings.model_validate({"final_sigma": None}))
         return found.scale * found.image, found.iterations
     if name in ("l1-wavelet", "tv"):
         if model.sets:

@@ -159,8 +159,8 @@ def test_nothing_is_drawn_for_a_standard_deviation_that_nobody_wants(engine: Eng
         found.append(images)
     (image, _), (alone,) = found
     np.testing.assert_array_equal(image.data, alone.data)
-    assert "evaluations 3 + 10 x 2" in image.meta
-    assert "evaluations 3<" in alone.meta
+    assert "evaluations 4 + 10 x 2" in image.meta
+    assert "evaluations 4<" in alone.meta
 
 
 def test_a_long_dynamic_scan_does_not_grow(engine: Engine) -> None:

@@ -12,7 +12,15 @@ from scanprior.models.methods import METHODS
 from scanprior.models.pnp_admm import PnPADMMSettings, pnp_admm
 from scanprior.models.scan import Reconstruction, Scan
 
-PLAIN = {"samples": 0, "sigma": 0.1, "sigma_start": None, "penalty": 1.0, "max_ratio": 1e6, "cg_iterations": 10}
+PLAIN = {
+    "samples": 0,
+    "sigma": 0.1,
+    "sigma_start": None,
+    "penalty": 1.0,
+    "max_ratio": 1e6,
+    "cg_iterations": 10,
+    "final_sigma": None,
+}
 """One noise level, and as much say for the data as their noise gives them: what has a closed form."""
 
 
@@ -169,3 +177,16 @@ def test_the_spread_is_larger_where_less_was_measured() -> None:
 def test_a_level_that_rises_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sigma_start \(0.5\) must not be below sigma \(0.6\)"):
         PnPADMMSettings.model_validate({"sigma": 0.6})
+
+
+def test_a_last_denoising() -> None:
+    scan, _ = gaussian_scan()
+    prior = GaussianPrior()
+    without = run(scan, iterations=12, tolerance=0)
+    found = run(scan, prior, iterations=12, tolerance=0, final_sigma=0.1)
+    assert prior.calls == found.info["nfe"] == 13
+    assert found.info["iterations"] == 12
+    scale = found.info["scale"]
+    assert error(found.image, scale * prior.denoise(without.image / scale, 0.1)) < 1e-5
+    with pytest.raises(ValueError, match=r"sigma_end 1e-05 asked for"):
+        run(scan, final_sigma=1e-5)

@@ -94,7 +94,9 @@ def test_a_sampler_can_begin_with_the_image_of_plug_and_play() -> None:
     scan, _ = gaussian_scan()
     prior = GaussianPrior()
     prior.sigma_min = 1e-6
-    image = reconstruct("pnp-admm", scan, prior, METHODS["pnp-admm"].settings.model_validate({"samples": 0}))
+    image = reconstruct(
+        "pnp-admm", scan, prior, METHODS["pnp-admm"].settings.model_validate({"samples": 0, "final_sigma": None})
+    )
     found = run("dds", scan, prior, start="pnp-admm", steps=2, sigma_start=1e-4, sigma_end=1e-5, max_ratio=1e-4)
     assert found.info["nfe"] == image.info["nfe"] + 2
     assert found.info["evaluations"] == f"{image.info['nfe']} + 2 x 2"
