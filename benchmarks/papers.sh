@@ -16,9 +16,9 @@ evaluate() { scanprior evaluate "${COMMON[@]}" "$@"; }
 # quality against NFE on training images: what the default is chosen by; `dds` here begins with CG-SENSE
 choice() {
   local own=start=sense,sigma_start=1.0,samples=4
-  local curve=tv,pnp-admm:samples=0,iterations=5,decrease=3,pnp-admm:samples=0,iterations=10,decrease=6,pnp-admm:samples=0
+  local curve=tv,pnp-admm:samples=0,iterations=4,decrease=3,pnp-admm:samples=0,iterations=9,decrease=6,pnp-admm:samples=0
   local steps
-  for steps in 50 100; do curve+=,pnp-admm:samples=0,iterations=$steps,decrease=$((steps * 3 / 5)); done
+  for steps in 50 100; do curve+=,pnp-admm:samples=0,iterations=$((steps - 1)),decrease=$((steps * 3 / 5)); done
   for steps in 5 10 20 50 100; do curve+=,dds:steps=$steps,$own; done
   curve+=,dds,dds:samples=4
   for steps in 5 10 25 50; do curve+=,daps:steps=$steps,samples=4; done
