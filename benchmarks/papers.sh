@@ -36,7 +36,8 @@ choice_pnp() {
   for value in 0.05 0.1; do methods+=,pnp-admm:samples=0,sigma=$value; done
   for value in 0.35 1.0 2.0; do methods+=,pnp-admm:samples=0,penalty=$value; done
   for value in 10 200 1000000; do methods+=,pnp-admm:samples=0,max_ratio=$value; done
-  methods+=,pnp-admm:samples=0,sigma_start=null,pnp-admm:samples=0,iterations=40
+  for value in null 0.02; do methods+=,pnp-admm:samples=0,final_sigma=$value; done
+  methods+=,pnp-admm:samples=0,sigma_start=null,pnp-admm:samples=0,iterations=39
   for set in axial_t1_192 axial_t2_0p43mm_512x384; do
     evaluate --data "$DATA/train/$set.npz" --methods "$methods" --masks gaussian-1d,gaussian-2d --r 4,8 --snr 15,25,40 --images 2 --size 128 \
       --out "$OUT/choice_pnp_$set"
