@@ -108,6 +108,7 @@ def pnp_admm(scan: Scan, prior: Prior, settings: PnPADMMSettings, progress: Prog
             "evaluations": f"{found.evaluations} + {settings.sample_steps} x {drawn}",
             "samples": drawn,
             "std_factor": settings.std_factor,
+            "std_of": f"samples of dds that began with the image, from sigma {settings.sample_start:g}",
         }
     info["seconds"] = time.perf_counter() - began
     return Reconstruction(found.scale * combine_sets(found.denoised, model), std, info)

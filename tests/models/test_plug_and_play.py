@@ -154,6 +154,7 @@ def test_samples_around_the_image_give_its_standard_deviation_and_leave_it_alone
     assert not found.std[outside].any()
     assert found.info["nfe"] == 15, "of the image"
     assert found.info["evaluations"] == "15 + 4 x 6"
+    assert found.info["std_of"] == "samples of dds that began with the image, from sigma 0.2"
     assert steps == [(n, 19) for n in range(1, 20)]
     twice = run(scan, **settings, samples=6, std_factor=2.0).std
     assert twice is not None
