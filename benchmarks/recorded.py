@@ -227,7 +227,7 @@ def picture(path: Path, results: list[Result], truth: Truth, at: tuple[int, int]
     std = results[-1].std
     if std is not None:
         axes[1, 0].imshow(5 * std[at], cmap="inferno", vmin=0, vmax=top)
-        axes[1, 0].set_title("5 x std of dds", fontsize=8)
+        axes[1, 0].set_title(f"5 x std of {results[-1].name}", fontsize=8)
     for axis in axes.ravel():
         axis.axis("off")
     figure.tight_layout()

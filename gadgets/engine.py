@@ -145,7 +145,7 @@ class Engine:
             kspace = torch.view_as_complex(torch.randn(4, edge, edge, 2, generator=generator)).to(device)
             mask = torch.ones(edge, 1, dtype=torch.bool, device=device)
             scan = Scan(kspace, mask, maps, 2**0.5)
-            METHODS[recipe.method].run(scan, prior, recipe.method_settings.brief())
+            METHODS[recipe.method].run(scan, prior, recipe.settings_to_run.brief())
 
         self.worker.submit(run).result()
         return time.perf_counter() - began

@@ -80,8 +80,7 @@ class ScanSession:
         self.encoding = Encoding.from_header(header)
         self.timing = Timing(slices=deque(maxlen=records))
         self.results: deque[dict[str, object]] = deque(maxlen=records)
-        settings = recipe.method_settings
-        self._settings = settings if recipe.outputs.std else settings.without_std()
+        self._settings = recipe.settings_to_run
         self._device = engine.device(recipe)
         self._prior = engine.prior(recipe)
         self._sorter = Sorter(self.encoding)

@@ -29,8 +29,13 @@ class Prior(Protocol):
         """D(x, sigma) = E[x0 | x0 + noise = x] of complex images (..., y, x); differentiable where x asks for it."""
 
 
-def check_levels(prior: Prior, start: float, end: float) -> None:
+def check_levels(prior: Prior, start: float, end: float, names: tuple[str, str] = ("sigma_start", "sigma_end")) -> None:
     """Refuse noise levels that the prior was not trained on.
+
+    Parameters
+    ----------
+    names
+        What the two are called where they were asked for.
 
     Raises
     ------
@@ -40,6 +45,6 @@ def check_levels(prior: Prior, start: float, end: float) -> None:
     # weights may say 0.0020000001
     if end < prior.sigma_min * 0.999 or start > prior.sigma_max * 1.001:
         raise ValueError(
-            f"noise levels from sigma_start {start:.6g} to sigma_end {end:.6g} asked for; "
+            f"noise levels from {names[0]} {start:.6g} to {names[1]} {end:.6g} asked for; "
             f"prior {prior.name!r} was trained from {prior.sigma_max:.6g} to {prior.sigma_min:.6g}"
         )

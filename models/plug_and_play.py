@@ -18,13 +18,15 @@ from .intensity import intensity_scale
 from .scan import Progress, Scan, Settings
 from .solvers import inner
 
+_AIR = 0.01
+"""A slice with less than this share of the energy of its volume's brightest is judged by that share."""
 _RISE, _AT_REST = 2.0, 0.02
 """The primal residual has risen where it is twice its least so far and above this share of the image. Where it comes to
 rest it falls below 0.01 within 20 iterations and stays there."""
 
 
-class PnPSettings(Settings):
-    """Settings of `pnp_admm`. Noise levels are per real channel, in the prior's scale."""
+class PlugAndPlaySettings(Settings):
+    """Settings of `plug_and_play`. Noise levels are per real channel, in the prior's scale."""
 
     iterations: int = Field(20, ge=1, le=10000, description="the most iterations, of one network evaluation (NFE) each")
     sigma: float = Field(0.07, gt=0, le=1e4, description="noise level of the denoiser: its strength")
@@ -34,7 +36,9 @@ class PnPSettings(Settings):
         le=1e4,
         description="level of the first iteration, from where it falls geometrically to sigma; none: sigma throughout",
     )
-    decrease: int = Field(12, ge=1, le=10000, description="iterations in which it falls; read with sigma_start alone")
+    decrease: int = Field(
+        12, ge=1, le=10000, description="iterations in which it falls, at most two thirds of all; read with sigma_start"
+    )
     penalty: float = Field(
         0.7,
         gt=0,
@@ -63,18 +67,22 @@ class PnPSettings(Settings):
     start_iterations: int = Field(15, ge=1, le=200, description="CG iterations of the CG-SENSE image to begin with")
 
     @model_validator(mode="after")
-    def _level_falls(self) -> PnPSettings:
+    def _level_falls(self) -> PlugAndPlaySettings:
         if self.sigma_start is not None and self.sigma_start < self.sigma:
             raise ValueError(f"sigma_start ({self.sigma_start}) must not be below sigma ({self.sigma})")
+        if self.final_sigma is not None and self.final_sigma > self.sigma:
+            raise ValueError(f"final_sigma ({self.final_sigma}) must not be above sigma ({self.sigma})")
         return self
 
     def level(self, iteration: int) -> float:
         """The denoiser's noise level in this iteration, counted from 0."""
-        if self.sigma_start is None or iteration >= self.decrease:
+        # a few iterations must come to sigma too: the last third of them stays there
+        decrease = min(self.decrease, max(1, 2 * self.iterations // 3))
+        if self.sigma_start is None or iteration >= decrease:
             return self.sigma
-        return self.sigma_start * (self.sigma / self.sigma_start) ** (iteration / self.decrease)
+        return self.sigma_start * (self.sigma / self.sigma_start) ** (iteration / decrease)
 
-    def brief(self) -> PnPSettings:
+    def brief(self) -> PlugAndPlaySettings:
         """These settings with as few iterations as still run all of the method's code: for a warm-up."""
         return self.model_copy(update={"iterations": 2})
 
@@ -113,7 +121,7 @@ class PnPImage:
 
 
 def plug_and_play(
-    scan: Scan, model: SenseModel, prior: Prior, settings: PnPSettings, progress: Progress | None = None
+    scan: Scan, model: SenseModel, prior: Prior, settings: PlugAndPlaySettings, progress: Progress | None = None
 ) -> PnPImage:
     """Alternate between the data and a denoiser until they agree on one image.
 
@@ -126,8 +134,9 @@ def plug_and_play(
     and at last D(v, `final_sigma`).
 
     For a Gaussian prior D is the proximal operator of the prior over rho's own s, and the fixed point is the posterior
-    mean of a prior `penalty` times as strong, whatever s is. For any other the denoiser only stands for one: nothing
-    is minimised, and only a fixed s can come to rest. s_y^2 counts as no less than what `max_ratio` says.
+    mean of a prior `penalty` times as strong, whatever s is; s_y^2 counts as no less than s^2 / (penalty max_ratio)
+    there. For any other prior the denoiser only stands for one: nothing is minimised, and only a fixed s can come to
+    rest.
 
     Parameters
     ----------
@@ -140,7 +149,7 @@ def plug_and_play(
         If the scan has no maps or no signal, the prior was not trained on the noise levels asked for, the image is not
         finite, or it moves away from the data instead of coming to rest: some denoisers (the prior `magnitude`) do so.
     """
-    check_levels(prior, settings.level(0), min(settings.sigma, settings.final_sigma or settings.sigma))
+    check_levels(prior, settings.level(0), settings.final_sigma or settings.sigma, ("sigma_start", "final_sigma"))
     adjoint = model.H(scan.kspace)
     batch_dims = adjoint.ndim - len(model.image_shape)
     # the weight only steadies the unmeasured directions
@@ -153,16 +162,18 @@ def plug_and_play(
     x = v = data if settings.start == "zero-filled" else rough / scale
     u = torch.zeros_like(x)
     residuals: list[tuple[float, float]] = []
-    before = settings.level(0)
+    level_before = settings.level(0)
     stopped = "iterations"
     for iteration in range(settings.iterations):
         level = settings.level(iteration)
-        u, before = u * (level / before) ** 2, level
+        u, level_before = u * (level / level_before) ** 2, level
         ridge = max(settings.penalty * data_variance / level**2, 1 / settings.max_ratio)
         x = model.solve(data + ridge * (v - u), ridge, x, iterations=settings.cg_iterations, tolerance=1e-5)
         last, v = v, bound.denoise(x + u, level)
         u = u + x - v
         size = inner(v, v, batch_dims)
+        # of a slice of air alone any change is large
+        size = size.clamp_min(_AIR * float(size.amax()))
         primal, dual = (
             float(torch.where(size > 0, inner(d, d, batch_dims) / size, 0.0).amax().sqrt()) for d in (x - v, v - last)
         )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .dds import DDSSettings, dds_samples
-from .denoiser_prior import Prior
+from .denoiser_prior import Prior, check_levels
 from .forward import SenseModel
 from .linear import combine_sets
-from .plug_and_play import PnPSettings, plug_and_play
+from .plug_and_play import PlugAndPlaySettings, plug_and_play
 from .posterior import sample_posterior
 from .scan import Progress, Reconstruction, Scan
 
+SAMPLE_END = 0.0125
+"""Last noise level of the samples: below that of the images that priors are trained on."""
 
-class PnPADMMSettings(PnPSettings):
+
+class PnPADMMSettings(PlugAndPlaySettings):
     """Settings of `pnp_admm`."""
 
     samples: int = Field(
@@ -33,6 +36,35 @@ class PnPADMMSettings(PnPSettings):
         le=100,
         description="the standard deviation is multiplied by this: a calibration (docs/uncertainty.md)",
     )
+
+    @model_validator(mode="after")
+    def _samples_can_be_drawn(self) -> PnPADMMSettings:
+        if self.sample_start <= SAMPLE_END:
+            raise ValueError(f"sample_start ({self.sample_start}) must be above {SAMPLE_END}, where the samples end")
+        return self
+
+    @property
+    def sampling(self) -> DDSSettings | None:
+        """Of the samples; None where none are drawn."""
+        if self.samples < 2:
+            return None
+        return DDSSettings.model_validate(
+            {
+                "samples": self.samples,
+                "steps": self.sample_steps,
+                "sigma_start": self.sample_start,
+                "sigma_end": SAMPLE_END,
+                "start_iterations": self.start_iterations,
+                "seed": self.seed,
+                "std_factor": self.std_factor,
+            }
+        )
+
+    @property
+    def evaluations(self) -> int:
+        """The most network evaluations of one image with all its samples."""
+        own = self.iterations + (self.final_sigma is not None)
+        return own + (0 if self.sampling is None else self.samples * self.sample_steps)
 
     def without_std(self) -> PnPADMMSettings:
         """These settings without samples."""
@@ -68,8 +100,11 @@ def pnp_admm(scan: Scan, prior: Prior, settings: PnPADMMSettings, progress: Prog
     """
     began = time.perf_counter()
     model = SenseModel.of(scan)
-    drawn = settings.samples if settings.samples > 1 else 0
-    steps = settings.iterations + (settings.sample_steps if drawn else 0)
+    sampling = settings.sampling
+    if sampling is not None:
+        # before the image is made, not after
+        check_levels(prior, sampling.sigma_start, sampling.sigma_end, ("sample_start", "the samples' end"))
+    steps = settings.iterations + (settings.sample_steps if sampling is not None else 0)
 
     def tell(step: int, of: int) -> None:
         if progress is not None:
@@ -92,21 +127,12 @@ def pnp_admm(scan: Scan, prior: Prior, settings: PnPADMMSettings, progress: Prog
         "scale": found.scale,
     }
     std = None
-    if drawn:
-        sampling = DDSSettings.model_validate(
-            {
-                "samples": drawn,
-                "steps": settings.sample_steps,
-                "sigma_start": settings.sample_start,
-                "seed": settings.seed,
-                "std_factor": settings.std_factor,
-            }
-        )
+    if sampling is not None:
         begin = found.scale * found.image
         std = sample_posterior("pnp-admm", dds_samples, scan, prior, sampling, tell_samples, begin=begin).std
         info |= {
-            "evaluations": f"{found.evaluations} + {settings.sample_steps} x {drawn}",
-            "samples": drawn,
+            "evaluations": f"{found.evaluations} + {settings.sample_steps} x {sampling.samples}",
+            "samples": sampling.samples,
             "std_factor": settings.std_factor,
             "std_of": f"samples of dds that began with the image, from sigma {settings.sample_start:g}",
         }

@@ -21,7 +21,7 @@ from .forward import SenseModel
 from .intensity import intensity_scale
 from .linear import combine_sets
 from .scan import Progress, Reconstruction, Scan, Settings
-from .starting_image import Start, starting_image
+from .starting_image import START, Start, starting_image
 
 MAX_PIXELS = 1 << 23
 """Pixels of all samples that are sampled at once: 64 MiB a tensor, and a handful of tensors for each coil."""
@@ -50,6 +50,16 @@ class SamplerSettings(Settings):
         le=100,
         description="the standard deviation is multiplied by this: a calibration (docs/uncertainty.md)",
     )
+
+    def brief(self) -> Settings:
+        """These settings with as few noise levels as still run all of the sampler's code: for a warm-up."""
+        return super().brief().model_copy(update={"start": "sense"} if self.start == "pnp-admm" else {})
+
+    @property
+    def evaluations(self) -> int | None:
+        """Network evaluations of one image with all its samples; None where `steps` do not tell."""
+        steps = getattr(self, "steps", None)
+        return None if steps is None else steps * self.samples + (START.iterations if self.start == "pnp-admm" else 0)
 
     def images_per_sample(self, coils: int) -> int:
         """How many images are kept for one sample while it is drawn, by which a volume is cut to fit into memory."""

@@ -110,6 +110,11 @@ class Recipe(_Section):
         return self
 
     @property
+    def settings_to_run(self) -> Settings:
+        """`method_settings`, less what would be done for a standard deviation that is not sent."""
+        return self.method_settings if self.outputs.std else self.method_settings.without_std()
+
+    @property
     def method_settings(self) -> Settings:
         """`settings`, checked against the method's own class."""
         kind = METHODS[self.method].settings

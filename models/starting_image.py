@@ -8,12 +8,15 @@ import torch
 
 from .denoiser_prior import Prior
 from .forward import SenseModel
-from .plug_and_play import PnPSettings, plug_and_play
+from .plug_and_play import PlugAndPlaySettings, plug_and_play
 from .scan import Scan
 from .total_variation import TvSettings, tv
 from .wavelet import L1WaveletSettings, l1_wavelet
 
 Start = Literal["sense", "zero-filled", "l1-wavelet", "tv", "pnp-admm", "noise"]
+
+START = PlugAndPlaySettings.model_validate({"final_sigma": None})
+"""Of the image to begin with: noise is put on it, so it needs no last denoising."""
 
 
 def starting_image(
@@ -40,7 +43,10 @@ def starting_image(
     if name == "zero-filled":
         return adjoint, 0
     if name == "pnp-admm":
-        found = plug_and_play(scan, model, prior, PnPSettings.model_validate({"final_sigma": None}))
+        try:
+            found = plug_and_play(scan, model, prior, START)
+        except ValueError as error:
+            raise ValueError(f"start 'pnp-admm': {error}; use start: sense") from error
         return found.scale * found.image, found.iterations
     if name in ("l1-wavelet", "tv"):
         if model.sets:

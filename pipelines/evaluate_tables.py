@@ -124,7 +124,7 @@ def cells(row: Record, uncertain: bool) -> list[str]:
         f"{amount(row['mask'], row['r']).removeprefix('R ')} ({row['effective_r']:.2f})",
         row["method"] + _weight(row),
         *(_spread(row, name, digits) for name, digits in (("psnr", 2), ("ssim", 4), ("nmse", 5), ("seconds", 2))),
-        row["evaluations"] or "-",
+        row["evaluations"] or (f"{row['nfe']} x {row['samples'] or 1}" if row["nfe"] else "-"),
     ]
     if not uncertain:
         return line

@@ -237,7 +237,7 @@ def run_recipe(
     maps = scan.maps(recipe.maps, device) if recipe.needs_maps else None
     problem = Scan(scan.kspace.to(device), scan.mask.to(device), maps, scan.sigma)
     prepared = time.perf_counter()
-    result = reconstruct(recipe.method, problem, prior, recipe.method_settings, progress)
+    result = reconstruct(recipe.method, problem, prior, recipe.settings_to_run, progress)
     image = result.image.cpu()  # waits for a GPU
     finished = time.perf_counter()
     info = result.info | {"seconds": finished - prepared, "maps_seconds": prepared - began}

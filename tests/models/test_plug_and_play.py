@@ -189,5 +189,72 @@ def test_a_last_denoising() -> None:
     assert found.info["iterations"] == 12
     scale = found.info["scale"]
     assert error(found.image, scale * prior.denoise(without.image / scale, 0.1)) < 1e-5
-    with pytest.raises(ValueError, match=r"sigma_end 1e-05 asked for"):
+    with pytest.raises(ValueError, match=r"final_sigma 1e-05 asked for"):
         run(scan, final_sigma=1e-5)
+
+
+def test_quiet_data_count_as_noisier_than_they_say() -> None:
+    """The cap: noise of the data of no less than sigma^2 / (penalty max_ratio), in units of the bright pixels."""
+    scan, _ = gaussian_scan()
+    quiet = Scan(scan.kspace, scan.mask, scan.maps, 1e-4 * scan.sigma)
+    result = run(quiet, iterations=2000, tolerance=1e-6, cg_iterations=30, penalty=2.0, max_ratio=20.0)
+    scale = result.info["scale"]
+    counts = Scan(scan.kspace, scan.mask, scan.maps, scale * (2 * 0.1**2 / (2.0 * 20)) ** 0.5)
+    wanted = posterior_mean(counts, (SD * scale) ** 2 / 2.0).to(torch.complex64)
+    assert error(result.image, wanted) < 1e-3
+    assert error(result.image, posterior_mean(quiet, (SD * scale) ** 2 / 2.0).to(torch.complex64)) > 1e-2
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5, 12, 19, 20])
+def test_few_iterations_come_to_the_last_level_too(iterations: int) -> None:
+    settings = PnPADMMSettings.model_validate({"iterations": iterations})
+    levels = [settings.level(n) for n in range(iterations)]
+    assert levels == sorted(levels, reverse=True)
+    assert levels[0] == 0.5
+    assert iterations == 1 or levels[-1] == settings.sigma
+    assert settings.level(iterations) == settings.sigma
+
+
+def test_what_the_samples_cannot_do_is_refused_before_the_image_is_made() -> None:
+    with pytest.raises(ValueError, match=r"sample_start \(0.01\) must be above 0.0125"):
+        PnPADMMSettings.model_validate({"sample_start": 0.01})
+    with pytest.raises(ValueError, match=r"final_sigma \(0.1\) must not be above sigma \(0.07\)"):
+        PnPADMMSettings.model_validate({"final_sigma": 0.1})
+    prior = GaussianPrior()
+    prior.sigma_min = 0.05
+    scan, _ = gaussian_scan()
+    with pytest.raises(ValueError, match=r"sample_start 0.2 to the samples' end 0.0125 asked for"):
+        run(scan, prior, samples=4)
+    assert prior.calls == 0
+
+
+def test_a_slice_of_air_does_not_keep_a_volume_from_coming_to_rest() -> None:
+    scan, _ = gaussian_scan()
+    assert scan.maps is not None
+    noise = 1e-3 * scan.kspace.roll(3, -1)
+    stack = Scan(torch.stack([scan.kspace, noise]), scan.mask, scan.maps, scan.sigma)
+    assert run(stack, iterations=500, sigma=0.2).info["stopped"] == "tolerance"
+
+
+def test_samples_of_a_volume_and_of_two_sets() -> None:
+    scan, _ = gaussian_scan()
+    assert scan.maps is not None
+    settings = {"iterations": 15, "tolerance": 0, "sample_steps": 4, "samples": 4}
+    stack = Scan(torch.stack([scan.kspace, 0.5 * scan.kspace]), scan.mask, scan.maps, scan.sigma)
+    std = run(stack, **settings).std
+    assert std is not None
+    assert std.shape == (2, *scan.maps.shape[-2:])
+    left = (torch.arange(18) < 9).to(torch.complex64)
+    sets = Scan(scan.kspace, scan.mask, torch.stack([scan.maps * left, scan.maps * (1 - left)]), scan.sigma)
+    std = run(sets, **settings).std
+    assert std is not None
+    assert std.shape == scan.maps.shape[-2:]
+    assert bool((std > 0).all())
+
+
+def test_evaluations_are_known_beforehand() -> None:
+    settings = METHODS["pnp-admm"].settings
+    assert settings.model_validate({"iterations": 19, "samples": 8}).evaluations == 100
+    assert settings.model_validate({"iterations": 19, "samples": 1}).evaluations == 20
+    assert METHODS["dds"].settings.model_validate({"steps": 10, "samples": 8, "start": "pnp-admm"}).evaluations == 100
+    assert METHODS["tv"].settings.model_validate({}).evaluations is None
