@@ -163,6 +163,17 @@ def test_nothing_is_drawn_for_a_standard_deviation_that_nobody_wants(engine: Eng
     assert "evaluations 4<" in alone.meta
 
 
+@pytest.mark.parametrize(("calibration", "told"), [(8, True), (12, False)])
+def test_a_kernel_that_was_made_smaller_is_told(engine: Engine, calibration: int, told: bool) -> None:
+    images: list[Image] = []
+    session = begin(engine, images, recipe="sense")
+    feed(session, NOISE_SCAN)
+    feed(session, slice_lines(calibration=calibration, slice=0))
+    session.close()
+    (image,) = images
+    assert ("espirit kernel 4, not 6: few ACS lines" in image.meta) is told
+
+
 def test_a_long_dynamic_scan_does_not_grow(engine: Engine) -> None:
     """Each repetition has calibration lines of its own, so maps of its own; only the latest are kept."""
     counts: list[int] = []
