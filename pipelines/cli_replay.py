@@ -71,7 +71,7 @@ def recipes(
 ) -> None:
     """List the shipped recipes and priors, or show one.
 
-    Example: scanprior recipes dds
+    Example: scanprior recipes pnp-admm
     """
     if name is None:
         for shipped in recipe_names():
