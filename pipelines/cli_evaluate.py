@@ -76,8 +76,8 @@ def evaluate(
     Writes report.html, summary.csv/.json/.md, cases.csv and figures/. Cases are kept as they finish: a run that was
     cut, or a wider one in the same folder, computes only what is missing.
 
-    Example: scanprior evaluate --data test.npz --methods sense,tv,pnp-admm --masks uniform-1d,gaussian-2d --r 4,8 --snr 25
-    --coils 8 --images 10 --out out/
+    Example: scanprior evaluate --data test.npz --methods sense,tv,pnp-admm --masks uniform-1d,gaussian-2d --r 4,8
+    --snr 25 --coils 8 --images 10 --out out/
     """
     from scanprior.sim.image_stack import SourceError
     from scanprior.sim.source_hdf5 import SUFFIXES, hdf5_layout
