@@ -1,7 +1,7 @@
 #!/bin/bash
 # The papers' findings and the choice of the default, by `scanprior evaluate`; benchmarks/papers.md tells what came out.
 #
-#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice point choice_slow default recorded langevin score_mri magnitude spread robust vae_choice vae vae_search]
+#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_pnp calibrate choice_slow default recorded langevin score_mri magnitude shift spread robust vae_choice vae vae_search]
 #
 # Without arguments all parts. A part that was cut goes on when started again. Weights of the baselines are tuned on
 # training images wherever they are compared; `choice` looks at training images only, the others at test images.
@@ -13,11 +13,14 @@ T1=$DATA/test/axial_t1_192.npz
 T2=$DATA/test/axial_t2_0p45mm_512x480.npz
 evaluate() { scanprior evaluate "${COMMON[@]}" "$@"; }
 
-# quality against NFE on training images: what the default sampler is chosen by
+# quality against NFE on training images: what the default is chosen by; `dds` here begins with CG-SENSE
 choice() {
-  local curve=dds:steps=5,samples=4
+  local own=start=sense,sigma_start=1.0,samples=4
+  local curve=tv,pnp-admm:samples=0,iterations=4,decrease=3,pnp-admm:samples=0,iterations=9,decrease=6,pnp-admm:samples=0
   local steps
-  for steps in 10 20 50 100; do curve+=,dds:steps=$steps,samples=4; done
+  for steps in 50 100; do curve+=,pnp-admm:samples=0,iterations=$((steps - 1)),decrease=$((steps * 3 / 5)); done
+  for steps in 5 10 20 50 100; do curve+=,dds:steps=$steps,$own; done
+  curve+=,dds,dds:samples=4
   for steps in 5 10 25 50; do curve+=,daps:steps=$steps,samples=4; done
   for steps in 5 12 25; do curve+=,pula:levels=$steps,samples=4; done
   for steps in 10 20 50; do curve+=,pigdm:steps=$steps,samples=4; done
@@ -27,11 +30,26 @@ choice() {
   done
 }
 
-# one image by plug-and-play against the mean of the default's samples, on training images
-point() {
+# settings of plug-and-play at three noise levels, on training images
+choice_pnp() {
+  local methods=tv,pnp-admm:samples=0 value set
+  for value in 0.05 0.1; do methods+=,pnp-admm:samples=0,sigma=$value; done
+  for value in 0.35 1.0 2.0; do methods+=,pnp-admm:samples=0,penalty=$value; done
+  for value in 10 200 1000000; do methods+=,pnp-admm:samples=0,max_ratio=$value; done
+  for value in null 0.02; do methods+=,pnp-admm:samples=0,final_sigma=$value; done
+  methods+=,pnp-admm:samples=0,sigma_start=null,pnp-admm:samples=0,iterations=39
   for set in axial_t1_192 axial_t2_0p43mm_512x384; do
-    evaluate --data "$DATA/train/$set.npz" --methods tv,dds:steps=20,pnp-admm,pnp-admm:iterations=20 --masks gaussian-1d --r 4,8 --images 4 --size 128 \
-      --out "$OUT/point_$set"
+    evaluate --data "$DATA/train/$set.npz" --methods "$methods" --masks gaussian-1d,gaussian-2d --r 4,8 --snr 15,25,40 --images 2 --size 128 \
+      --out "$OUT/choice_pnp_$set"
+  done
+}
+
+# the factor of the standard deviation, on training images
+calibrate() {
+  local set
+  for set in axial_t1_192 axial_t2_0p43mm_512x384; do
+    evaluate --data "$DATA/train/$set.npz" --methods pnp-admm:std_factor=1,dds:std_factor=1 --masks uniform-1d,gaussian-1d,gaussian-2d --r 4,8 \
+      --snr 15,25,40 --images 2 --size 128 --out "$OUT/calibrate_$set"
   done
 }
 
@@ -45,6 +63,8 @@ choice_slow() {
   for value in 0.1 0.6; do methods+=,pc-ccdf:samples=1,sigma_start=$value; done
   for value in 0.1 0.2 0.3; do methods+=,pc-ccdf:samples=1,start=tv,sigma_start=$value; done
   methods+=,pc-ccdf:samples=1,sigma_start=1.0,pc:samples=1,lam=0.5,steps=100
+  for value in 0.1 0.2 0.3; do methods+=,pc-ccdf:samples=1,start=pnp-admm,sigma_start=$value; done
+  methods+=,pc-ccdf:samples=1,start=pnp-admm,sigma_start=0.1,lam=0.5
   evaluate --data "$DATA/train/axial_t1_192.npz" --methods "$methods" --masks gaussian-1d --r 4 --images 2 --size 96 \
     --out "$OUT/choice_slow"
 }
@@ -52,28 +72,28 @@ choice_slow() {
 # the default against tuned baselines, T1 and T2 test slices
 default() {
   evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 \
-    --methods sense,l1-wavelet,tv,dds:steps=20 --masks gaussian-1d --r 4,8 --images 3 --out "$OUT/default_t1"
+    --methods sense,l1-wavelet,tv,pnp-admm,dds --masks gaussian-1d --r 4,8 --images 3 --out "$OUT/default_t1"
   evaluate --data "$T2" --tune-on "$DATA/train/axial_t2_0p43mm_512x384.npz" --tune-images 2 --size 256 \
-    --methods sense,l1-wavelet,tv,dds:steps=20 --masks gaussian-1d --r 4,8 --images 3 --out "$OUT/default_t2"
+    --methods sense,l1-wavelet,tv,pnp-admm,dds --masks gaussian-1d --r 4,8 --images 3 --out "$OUT/default_t2"
 }
 
 # the shipped recipes on the recorded scan of R = 4, through the stream; benchmarks/recorded.py looks at all of them
 recorded() {
   evaluate --data "$DATA/recorded/brain_t2_8ch_r4.h5" --truth "$DATA/recorded/brain_t2_8ch_truth.npz" \
-    --methods sense,l1-wavelet,tv,dds,dds:maps.crop=0,l1-wavelet:maps.crop=0,tv:maps.crop=0,pnp-admm,pnp-admm:maps.crop=0 \
-    --methods dds:steps=20,samples=4,dds:steps=20,samples=4,prior=magnitude,vae --out "$OUT/recorded_r4"
+    --methods sense,l1-wavelet,tv,pnp-admm,dds,l1-wavelet:maps.crop=0,tv:maps.crop=0,pnp-admm:maps.crop=0,dds:maps.crop=0 \
+    --methods dds:start=sense,sigma_start=1.0,steps=20,samples=4,dds:start=sense,sigma_start=1.0,steps=20,samples=4,prior=magnitude,vae --out "$OUT/recorded_r4"
 }
 
 # paper 2: pseudo-inverse guidance against Langevin, R = 2 to 16
 langevin() {
-  evaluate --data "$T1" --methods langevin:samples=1,pigdm:samples=1,dds:steps=20,samples=1,dds:steps=20 --coils 4 \
+  evaluate --data "$T1" --methods langevin:samples=1,pigdm:samples=1,dds:samples=1,dds,pnp-admm --coils 4 \
     --masks gaussian-2d --r 2,4,8,16 --images 2 --size 128 --out "$OUT/langevin"
 }
 
 # paper 5: Score-MRI against TV, hybrid, CCDF; and the default against its 500 steps
 score_mri() {
   local methods=tv,pc:samples=1,pc-ccdf:samples=1,pc-ccdf:samples=1,algorithm=coils,pc-ccdf:samples=1,algorithm=hybrid
-  methods+=,dds:steps=20
+  methods+=,pc-ccdf:samples=1,start=pnp-admm,sigma_start=0.1,lam=0.5,pnp-admm,dds
   evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --methods "$methods" --coils 4 \
     --masks uniform-1d,gaussian-1d --r 4,8 --images 2 --size 128 --out "$OUT/score_mri_lines"
   evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --methods "$methods" --coils 4 \
@@ -84,16 +104,30 @@ score_mri() {
 magnitude() {
   local set
   for set in axial_t1_192 axial_t2_0p43mm_512x384; do
-    evaluate --data "$DATA/train/$set.npz" --methods dds:steps=20,samples=4,dds:steps=20,samples=4,prior=magnitude --masks gaussian-1d --r 4,8 \
+    evaluate --data "$DATA/train/$set.npz" --masks gaussian-1d --r 4,8 \
+      --methods pnp-admm,dds:start=sense,sigma_start=1.0,steps=20,samples=4 \
+      --methods dds:start=sense,sigma_start=1.0,steps=20,samples=4,prior=magnitude \
       --images 2 --size 128 --out "$OUT/magnitude_$set"
   done
-  evaluate --data "$T1" --methods sense,tv,dds:steps=20,prior=magnitude,dds:steps=20,pc-ccdf:samples=1,prior=magnitude \
+  evaluate --data "$T1" --methods sense,tv,pnp-admm,pc-ccdf:samples=1,prior=magnitude \
+    --methods dds:start=sense,sigma_start=1.0,steps=20,dds:start=sense,sigma_start=1.0,steps=20,prior=magnitude \
     --masks gaussian-1d --r 4 --images 3 --size 128 --out "$OUT/magnitude"
+}
+
+# papers 1 and 5: a prior that saw T1 alone (WEIGHTS, of `scanprior train` without the T2 file), on T1, T2, and a phantom and a body it never saw
+shift() {
+  local weights=${WEIGHTS:-runs/t1only/prior.safetensors} set images
+  python "$(dirname "$0")/never_seen.py" --data "$DATA" --out "$OUT"
+  for set in "$T1" "$T2" "$OUT/abdomen.npz" "$OUT/phantom.npz"; do
+    images=$([[ $set == "$OUT"/* ]] && echo 1 || echo 4)
+    evaluate --data "$set" --methods "sense,tv,pnp-admm:samples=0,pnp-admm:samples=0,prior=$weights" --masks gaussian-1d --r 4,8 --images "$images" --size 160 \
+      --out "$OUT/shift_$(basename "$set" .npz)"
+  done
 }
 
 # Fig. 8 of paper 5 and the calibration: the standard deviation against R and against the error
 spread() {
-  evaluate --data "$T1" --methods dds:steps=20,daps:samples=4 --masks gaussian-1d,gaussian-2d --r 2,4,8,12 --images 2 --size 128 \
+  evaluate --data "$T1" --methods pnp-admm,dds,daps:samples=4 --masks gaussian-1d,gaussian-2d --r 2,4,8,12 --images 2 --size 128 \
     --out "$OUT/spread"
 }
 
@@ -101,7 +135,7 @@ spread() {
 robust() {
   local coils
   for coils in 1 4 32; do
-    evaluate --data "$T1" --methods sense,tv,dds:steps=20,samples=4 --coils $coils --masks uniform-1d,gaussian-2d --r 1,4,12 \
+    evaluate --data "$T1" --methods sense,tv,pnp-admm,dds:samples=4 --coils $coils --masks uniform-1d,gaussian-2d --r 1,4,12 \
       --snr 10,none --images 1 --size 96 --out "$OUT/robust_$coils"
   done
 }
@@ -128,6 +162,6 @@ vae_search() {
     --out "$OUT/vae_search" --methods vae:prior=vae-128,mu=4,range:prior=vae-128,narnhofer:prior=vae-128
 }
 
-for part in "${@:-choice point choice_slow default recorded langevin score_mri magnitude spread robust vae_choice vae vae_search}"; do
+for part in "${@:-choice choice_pnp calibrate choice_slow default recorded langevin score_mri magnitude shift spread robust vae_choice vae vae_search}"; do
   for name in $part; do "$name"; done
 done

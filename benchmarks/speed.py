@@ -1,4 +1,4 @@
-"""Seconds a slice of DDS with the small prior, against BART's and sigpy's L1-wavelet, in one run; a markdown table.
+"""Seconds a slice of `pnp-admm` and `dds` against the L1-wavelet of BART and of sigpy, in one run; a markdown table.
 
     python benchmarks/speed.py --threads 2                      # CPU, 320x320, 8 coils
     python benchmarks/speed.py --device cuda --coils 16         # GPU: without the peers, which run on the CPU
@@ -12,6 +12,7 @@ stands beside the time so that a fast bad image shows.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import subprocess
 import tempfile
@@ -23,12 +24,13 @@ import numpy as np
 import sigpy
 import sigpy.mri
 import torch
-from scanprior.models.dds import DDSSettings, dds
 from scanprior.models.espirit import espirit_maps
 from scanprior.models.forward import SenseModel
 from scanprior.models.fourier import ifft2c
+from scanprior.models.methods import METHODS, reconstruct
 from scanprior.models.prior import load_prior
-from scanprior.models.scan import Scan
+from scanprior.models.recipe import load_recipe
+from scanprior.models.scan import Scan, Settings
 from scanprior.sim.anatomy import resize
 from scanprior.sim.augmentation import fourier_resize
 from scanprior.sim.coils import coil_maps
@@ -67,9 +69,15 @@ def timed(run: Callable[[], np.ndarray], repeats: int) -> tuple[float, np.ndarra
 
 
 def ours(
-    kspace: torch.Tensor, mask: torch.Tensor, sigma: float, settings: DDSSettings, device: str, precision: str
+    kspace: torch.Tensor,
+    mask: torch.Tensor,
+    sigma: float,
+    method: str,
+    settings: Settings,
+    device: str,
+    precision: str,
 ) -> Callable[[], np.ndarray]:
-    """Maps and DDS on `device`."""
+    """Maps and the method on `device`."""
     prior = load_prior("small", device, None if precision == "float32" else getattr(torch, precision))
     inner = torch.from_numpy(acs_lines(mask.shape[0], ACS))
     size = kspace.shape[-2:]
@@ -79,8 +87,7 @@ def ours(
         y = kspace.to(device)
         maps, _ = espirit_maps(y[:, inner][..., columns], (size[0], size[1]), crop=0.8)
         scan = Scan(y, mask.to(device), maps, sigma)
-        image = dds(scan, prior, settings).image.abs().cpu().numpy()
-        return image
+        return reconstruct(method, scan, prior, settings).image.abs().cpu().numpy()
 
     return run
 
@@ -124,7 +131,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with train/; without it a Shepp-Logan phantom")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--coils", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--methods", nargs="+", default=["pnp-admm", "dds"], help="shipped recipes")
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -152,16 +159,17 @@ def main() -> None:
             # the peers' images may come in a scale of their own; theirs is fitted to the truth, in their favour
             image = image * (image * truth).sum() / (image**2).sum()
             print(f"| {name} | {seconds:.2f} | {seconds / reference:.2f} | {psnr(image, truth):.2f} | |", flush=True)
-    for precision in options.precision:
+    for method, precision in itertools.product(options.methods, options.precision):
         for samples in options.samples:
-            settings = DDSSettings.model_validate({"steps": options.steps, "samples": samples})
+            shipped = load_recipe(method).settings
+            settings = METHODS[method].settings.model_validate(shipped | {"samples": samples})
             if options.device != "cpu":
                 torch.cuda.reset_peak_memory_stats()
-            run = ours(kspace, mask, sigma, settings, options.device, precision)
+            run = ours(kspace, mask, sigma, method, settings, options.device, precision)
             seconds, image = timed(run, options.repeats)
             peak = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB" if options.device != "cpu" else ""
             ratio = f"{seconds / reference:.2f}" if reference else ""
-            name = f"dds, {options.steps} NFE, {samples} sample(s), {precision}"
+            name = f"{method}, {samples} sample(s), {precision}"
             print(f"| {name} | {seconds:.2f} | {ratio} | {psnr(image, truth):.2f} | {peak} |", flush=True)
     zero = ifft2c(kspace).abs().square().sum(0).sqrt().numpy()
     print(f"\n(zero-filled: {psnr(zero, truth):.2f} dB)")

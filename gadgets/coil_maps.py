@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import torch
-from scanprior.models.espirit import espirit_maps
+from scanprior.models.espirit import espirit_maps, fitting_kernel
 from scanprior.models.recipe import Maps
 
 from .slices import Key
@@ -53,7 +53,10 @@ class CoilMaps:
             torch.from_numpy(acs).to(self._device), shape, kernel=wanted.kernel, threshold=wanted.threshold,
             crop=wanted.crop, sets=wanted.sets, sigma=sigma,
         )  # fmt: skip
-        log.info("maps of %s from %s calibration samples in %.2f s", key, acs.shape, time.perf_counter() - began)
+        log.info(
+            "maps of %s from %s calibration samples, kernel %d, in %.2f s",
+            key, acs.shape, fitting_kernel(min(acs.shape[-2:]), wanted.kernel), time.perf_counter() - began,
+        )  # fmt: skip
         self._kept.pop(key, None)
         self._kept[key] = acs, maps
         while len(self._kept) > 1 and sum(m.nbytes for _, m in self._kept.values()) > MAX_BYTES:

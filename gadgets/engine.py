@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from scanprior.models.methods import METHODS
 from scanprior.models.prior import AnyPrior, PriorError, load_any_prior
-from scanprior.models.recipe import PARAMETERS, Recipe, RecipeError, load_recipe, recipe_names
+from scanprior.models.recipe import DEFAULT_RECIPE, PARAMETERS, Recipe, RecipeError, load_recipe, recipe_names
 from scanprior.models.scan import Scan
 
 from .errors import ScanError
@@ -49,7 +49,7 @@ class Engine:
         When the recipe is not known, or `device` is none of these.
     """
 
-    def __init__(self, recipe: Recipe | str = "dds", *, device: str | None = None, threads: int = 0) -> None:
+    def __init__(self, recipe: Recipe | str = DEFAULT_RECIPE, *, device: str | None = None, threads: int = 0) -> None:
         self._device = device
         self.default = self._placed(load_recipe(recipe) if isinstance(recipe, str) else recipe)
         self._priors: dict[tuple[str, str, str, bool], AnyPrior] = {}
@@ -145,7 +145,7 @@ class Engine:
             kspace = torch.view_as_complex(torch.randn(4, edge, edge, 2, generator=generator)).to(device)
             mask = torch.ones(edge, 1, dtype=torch.bool, device=device)
             scan = Scan(kspace, mask, maps, 2**0.5)
-            METHODS[recipe.method].run(scan, prior, recipe.method_settings.brief())
+            METHODS[recipe.method].run(scan, prior, recipe.settings_to_run.brief())
 
         self.worker.submit(run).result()
         return time.perf_counter() - began

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scanprior.models.espirit import fitting_kernel
 from scanprior.models.methods import METHODS
 from scanprior.models.recipe import Recipe
 from scanprior.models.scan import Reconstruction, Scan, Settings
@@ -80,7 +81,7 @@ class ScanSession:
         self.encoding = Encoding.from_header(header)
         self.timing = Timing(slices=deque(maxlen=records))
         self.results: deque[dict[str, object]] = deque(maxlen=records)
-        self._settings = recipe.method_settings
+        self._settings = recipe.settings_to_run
         self._device = engine.device(recipe)
         self._prior = engine.prior(recipe)
         self._sorter = Sorter(self.encoding)
@@ -295,6 +296,9 @@ class ScanSession:
                 problem.acs_key or problem.key, acs, self._image_shape(data), _acs_noise(data, whitening)
             )
             self._maps.forget_before(problem.acs_key or problem.key)
+            wanted = self.recipe.maps.kernel
+            if (kernel := fitting_kernel(min(acs.shape[-2:]), wanted)) < wanted:
+                problem.notes["espirit_kernel"] = f"{kernel}, not {wanted}: few ACS lines"
         self._go_on()
         result = self._run_method(problem, maps)
         if "warning" in result.info:

@@ -14,15 +14,8 @@ import torch
 from pydantic import Field
 
 from .dds import noise_levels
-from .posterior import (
-    Prior,
-    Problem,
-    SamplerSettings,
-    check_levels,
-    conditional_variance,
-    measured_variance,
-    sample_posterior,
-)
+from .denoiser_prior import Prior, check_levels
+from .posterior import Problem, SamplerSettings, conditional_variance, measured_variance, sample_posterior
 from .scan import Progress, Reconstruction, Scan
 
 

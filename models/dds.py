@@ -12,7 +12,8 @@ import math
 import torch
 from pydantic import Field
 
-from .posterior import Prior, Problem, SamplerSettings, sample_posterior
+from .denoiser_prior import Prior
+from .posterior import Problem, SamplerSettings, sample_posterior
 from .scan import Progress, Reconstruction, Scan
 
 
@@ -39,10 +40,11 @@ def dds(scan: Scan, prior: Prior, settings: DDSSettings, progress: Progress | No
     with r^2 / s_y^2 at most `max_ratio`, then `x <- x0 + s_next (sqrt(1 - eta^2) (x - D) / s + eta n)`. Noise levels
     here are per real channel; s_y is that of the data in the prior's scale.
     """
-    return sample_posterior("dds", _steps, scan, prior, settings, progress)
+    return sample_posterior("dds", dds_samples, scan, prior, settings, progress)
 
 
-def _steps(problem: Problem, prior: Prior, settings: DDSSettings, progress: Progress) -> torch.Tensor:
+def dds_samples(problem: Problem, prior: Prior, settings: DDSSettings, progress: Progress) -> torch.Tensor:
+    """Samples (sample, ..., y, x), or (sample, ..., set, y, x): the `Sampler` of `dds`."""
     levels = noise_levels(settings.sigma_start, settings.sigma_end, settings.steps)
     image_variance = prior.sigma_data**2
     x = problem.begin(levels[0])

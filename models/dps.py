@@ -11,7 +11,8 @@ import math
 import torch
 from pydantic import Field
 
-from .posterior import Prior, Problem, SamplerSettings, denoise_with_gradient, sample_posterior
+from .denoiser_prior import Prior
+from .posterior import Problem, SamplerSettings, denoise_with_gradient, sample_posterior
 from .scan import Progress, Reconstruction, Scan
 
 REFERENCE_EDGE = 384

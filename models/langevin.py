@@ -13,15 +13,17 @@ import torch
 from pydantic import Field, model_validator
 
 from .dds import noise_levels
-from .posterior import Prior, Problem, SamplerSettings, sample_posterior
+from .denoiser_prior import Prior
+from .posterior import Problem, SamplerSettings, sample_posterior
 from .scan import Progress, Reconstruction, Scan
+from .starting_image import Start
 
 
 class LangevinSettings(SamplerSettings):
     """Settings of `langevin`. The paper's own: levels 1155, sigma_end 0.0066, step 1.15, data_term norm-matched."""
 
     samples: int = Field(4, ge=1, le=256, description="posterior samples; their mean is the image")
-    start: Literal["sense", "zero-filled", "l1-wavelet", "tv", "noise"] = Field(
+    start: Start = Field(
         "noise", description="image to begin with; `noise`: real and imaginary part uniform in [0, 1], as in the paper"
     )
     sigma_start: float = Field(1.23, gt=0, le=1e4, description="first noise level")

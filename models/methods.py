@@ -15,7 +15,7 @@ from .least_squares import LeastSquaresSettings, least_squares
 from .linear import SenseSettings, ZeroFilledSettings, sense, zero_filled
 from .narnhofer import NarnhoferSettings, narnhofer
 from .pigdm import PiGDMSettings, pigdm
-from .plug_and_play import PnPSettings, pnp_admm
+from .pnp_admm import PnPADMMSettings, pnp_admm
 from .pula import PULASettings, pula
 from .range_search import RangeSettings, range_search
 from .scan import Progress, Reconstruction, Scan, Settings
@@ -63,7 +63,7 @@ METHODS: dict[str, Method] = {
     "pigdm": Method(pigdm, PiGDMSettings, prior="diffusion"),
     "pula": Method(pula, PULASettings, prior="diffusion"),
     "daps": Method(daps, DAPSSettings, prior="diffusion"),
-    "pnp-admm": Method(pnp_admm, PnPSettings, prior="diffusion"),
+    "pnp-admm": Method(pnp_admm, PnPADMMSettings, prior="diffusion"),
     "vae": Method(vae, VAESettings, prior="vae"),
     "range": Method(range_search, RangeSettings, prior="vae"),
     "narnhofer": Method(narnhofer, NarnhoferSettings, prior="vae"),

@@ -12,14 +12,8 @@ import torch
 from pydantic import Field
 
 from .dds import noise_levels
-from .posterior import (
-    Prior,
-    Problem,
-    SamplerSettings,
-    conditional_variance,
-    denoise_with_gradient,
-    sample_posterior,
-)
+from .denoiser_prior import Prior
+from .posterior import Problem, SamplerSettings, conditional_variance, denoise_with_gradient, sample_posterior
 from .scan import Progress, Reconstruction, Scan
 
 

@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import EllipsisType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 
+from .denoiser_prior import Prior, check_levels
 from .forward import SenseModel
+from .intensity import intensity_scale
 from .linear import combine_sets
 from .scan import Progress, Reconstruction, Scan, Settings
-from .total_variation import TvSettings, tv
-from .wavelet import L1WaveletSettings, l1_wavelet
+from .starting_image import START, Start, starting_image
 
 MAX_PIXELS = 1 << 23
 """Pixels of all samples that are sampled at once: 64 MiB a tensor, and a handful of tensors for each coil."""
@@ -31,35 +32,13 @@ VARIANCE_WINDOW = 17
 """Edge of the window, in pixels, in which `measured_variance` averages: 289 pixels of each sample."""
 
 
-class Prior(Protocol):
-    """What a sampler needs of a prior. Images are in the prior's own scale, noise levels are per real channel."""
-
-    name: str
-    sigma_min: float
-    sigma_max: float
-
-    @property
-    def sigma_data(self) -> float:
-        """Standard deviation of one real channel of the prior's images."""
-
-    @property
-    def scale(self) -> tuple[float, float]:
-        """(percentile, value): which percentile of a magnitude image has which value in the prior's scale."""
-
-    def for_image(self, image: torch.Tensor) -> Prior:
-        """This prior for a scan whose first rough image (..., y, x) is known; most priors are for any."""
-
-    def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
-        """D(x, sigma) = E[x0 | x0 + noise = x] of complex images (..., y, x); differentiable where x asks for it."""
-
-
 class SamplerSettings(Settings):
     """What all samplers have in common. Noise levels are per real channel, in the prior's scale."""
 
     samples: int = Field(8, ge=1, le=256, description="posterior samples; their mean is the image")
     sigma_start: float = Field(1.0, gt=0, le=1e4, description="first noise level, put on the image to begin with")
     sigma_end: float = Field(0.025, gt=0, description="last noise level")
-    start: Literal["sense", "zero-filled", "l1-wavelet", "tv", "noise"] = Field(
+    start: Start = Field(
         "sense",
         description="image to begin with (CCDF, Chung et al. 2022): `noise` is none, and wants a large sigma_start",
     )
@@ -71,6 +50,16 @@ class SamplerSettings(Settings):
         le=100,
         description="the standard deviation is multiplied by this: a calibration (docs/uncertainty.md)",
     )
+
+    def brief(self) -> Settings:
+        """These settings with as few noise levels as still run all of the sampler's code: for a warm-up."""
+        return super().brief().model_copy(update={"start": "sense"} if self.start == "pnp-admm" else {})
+
+    @property
+    def evaluations(self) -> int | None:
+        """Network evaluations of one image with all its samples; None where `steps` do not tell."""
+        steps = getattr(self, "steps", None)
+        return None if steps is None else steps * self.samples + (START.iterations if self.start == "pnp-admm" else 0)
 
     def images_per_sample(self, coils: int) -> int:
         """How many images are kept for one sample while it is drawn, by which a volume is cut to fit into memory."""
@@ -149,7 +138,13 @@ Sampler = Callable[[Problem, Prior, S, Progress], torch.Tensor]
 
 
 def sample_posterior(
-    method: str, sampler: Sampler[S], scan: Scan, prior: Prior, settings: S, progress: Progress | None = None
+    method: str,
+    sampler: Sampler[S],
+    scan: Scan,
+    prior: Prior,
+    settings: S,
+    progress: Progress | None = None,
+    begin: torch.Tensor | None = None,
 ) -> Reconstruction:
     """Run a sampler on a scan; the mean of its samples, and the standard deviation of their magnitudes.
 
@@ -160,11 +155,14 @@ def sample_posterior(
     scan
         A batch shares one intensity scale, as the slices of a volume must. With several sets of maps each set's image
         is one image to the prior.
+    begin
+        Image to begin with (..., y, x), or (..., set, y, x), in the scan's units; None: the one that `start` says.
 
     Returns
     -------
     Reconstruction with `std` (None for one sample); zero, both, where the maps are. `info` says method, prior, nfe
-    (network evaluations a sample, as counted), samples, start, scale and seconds.
+    (network evaluations from the data to a sample, as counted), evaluations (all of them, those that the samples share
+    first), samples, start, scale and seconds.
 
     Raises
     ------
@@ -179,7 +177,9 @@ def sample_posterior(
     # the weight only steadies the unmeasured directions; the sampler replaces them anyway
     rough = model.solve(adjoint, 0.01, iterations=settings.start_iterations)
     scale = intensity_scale(rough, prior.scale)
-    begin = _starting_image(scan, model, settings.start, rough, adjoint)
+    shared = 0
+    if begin is None:
+        begin, shared = starting_image(scan, model, settings.start, rough, adjoint, prior)
     counted = _Counted(prior)
     generator = torch.Generator().manual_seed(settings.seed)
     parts = pieces(scan, settings.samples * settings.images_per_sample(scan.kspace.shape[-3]), MAX_PIXELS)
@@ -203,10 +203,12 @@ def sample_posterior(
         images.append(samples.mean(0))
         spreads.append(settings.std_factor * samples.abs().std(0) if settings.samples > 1 else None)
     std = torch.cat([spread for spread in spreads if spread is not None]) if settings.samples > 1 else None
+    each = counted.calls // (len(parts) * settings.samples)
     info = {
         "method": method,
         "prior": prior.name,
-        "nfe": counted.calls // (len(parts) * settings.samples),
+        "nfe": shared + each,
+        "evaluations": (f"{shared} + " if shared else "") + f"{each} x {settings.samples}",
         "samples": settings.samples,
         "start": settings.start,
         "std_factor": settings.std_factor,
@@ -214,38 +216,6 @@ def sample_posterior(
         "seconds": time.perf_counter() - began,
     }
     return Reconstruction(torch.cat(images), std, info)
-
-
-def check_levels(prior: Prior, start: float, end: float) -> None:
-    """Refuse noise levels that the prior was not trained on.
-
-    Raises
-    ------
-    ValueError
-        Naming both ranges.
-    """
-    # weights may say 0.0020000001
-    if end < prior.sigma_min * 0.999 or start > prior.sigma_max * 1.001:
-        raise ValueError(
-            f"noise levels from sigma_start {start:.6g} to sigma_end {end:.6g} asked for; "
-            f"prior {prior.name!r} was trained from {prior.sigma_max:.6g} to {prior.sigma_min:.6g}"
-        )
-
-
-def intensity_scale(image: torch.Tensor, scale: tuple[float, float] = (99.5, 1.0)) -> float:
-    """What to divide `image` by so that this percentile of its magnitude has this value; `scale` as of a prior.
-
-    Raises
-    ------
-    ValueError
-        If the image is zero.
-    """
-    percentile, value = scale
-    magnitude = image.abs().flatten()
-    found = float(magnitude.kthvalue(max(1, round(percentile / 100 * magnitude.numel()))).values)
-    if not found > 0:
-        raise ValueError("the image to begin with is zero nearly everywhere: the scan holds no signal")
-    return found / value
 
 
 def conditional_variance(prior: Prior, level: float) -> float:
@@ -339,23 +309,6 @@ class _Counted:
     def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
         (self._parent or self).calls += len(x)
         return self._prior.denoise(x, sigma)
-
-
-def _starting_image(
-    scan: Scan, model: SenseModel, name: str, rough: torch.Tensor, adjoint: torch.Tensor
-) -> torch.Tensor:
-    """The image that a sampler begins with, of the shape of `rough`."""
-    if name == "noise":
-        return torch.zeros_like(rough)
-    if name == "zero-filled":
-        return adjoint
-    if name in ("l1-wavelet", "tv"):
-        if model.sets:
-            raise ValueError(f"start {name!r}: for one set of maps only, and this scan has several; use start: sense")
-        if name == "tv":
-            return tv(scan, None, TvSettings.model_validate({})).image
-        return l1_wavelet(scan, None, L1WaveletSettings.model_validate({})).image
-    return rough
 
 
 def pieces(scan: Scan, samples: int, most: int) -> list[tuple[slice | EllipsisType, Scan]]:

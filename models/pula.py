@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 
 from .dds import noise_levels
-from .posterior import Prior, Problem, SamplerSettings, sample_posterior
+from .denoiser_prior import Prior
+from .posterior import Problem, SamplerSettings, sample_posterior
 from .scan import Progress, Reconstruction, Scan
 
 

@@ -18,6 +18,9 @@ RECIPE_FOLDER = Path(__file__).parent.parent / "pipelines" / "recipes"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
+DEFAULT_RECIPE = "pnp-admm"
+"""The recipe where none is named; benchmarks/papers.md says why it is this one."""
+
 PARAMETERS = ("whitened", "samples", "steps", "device", "output", "std")
 """What a scan may change of its recipe."""
 
@@ -46,7 +49,9 @@ class Compression(_Section):
 class Maps(_Section):
     """ESPIRiT's settings."""
 
-    kernel: int = Field(6, ge=3, le=12, description="edge of the k-space kernel in samples")
+    kernel: int = Field(
+        6, ge=3, le=12, description="edge of the k-space kernel in samples, where there are ACS lines enough"
+    )
     threshold: float = Field(0.02, gt=0, lt=1, description="singular values kept, relative to the largest")
     crop: float = Field(0.8, ge=0, lt=1, description="maps are zero where the eigenvalue is below this")
     sets: int = Field(1, ge=1, le=4, description="sets of maps; 2 where the field of view is smaller than the head")
@@ -103,6 +108,11 @@ class Recipe(_Section):
             raise ValueError(f"method '{self.method}' takes no 'prior'")
         _ = self.method_settings
         return self
+
+    @property
+    def settings_to_run(self) -> Settings:
+        """`method_settings`, less what would be done for a standard deviation that is not sent."""
+        return self.method_settings if self.outputs.std else self.method_settings.without_std()
 
     @property
     def method_settings(self) -> Settings:

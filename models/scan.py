@@ -68,6 +68,15 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def evaluations(self) -> int | None:
+        """The most network evaluations of one image with all its samples; None where nobody knows or there are none."""
+        return None
+
+    def without_std(self) -> Settings:
+        """These settings without what is done for the standard deviation alone; the image is the same."""
+        return self
+
     def brief(self) -> Settings:
         """These settings with as few noise levels as still run all of the method's code: for a warm-up."""
         fewer = {name: 2 for name in ("steps", "levels") if getattr(self, name, 0) > 2}

@@ -16,10 +16,12 @@ import torch
 from pydantic import Field
 
 from .dds import noise_levels
+from .denoiser_prior import Prior
 from .forward import SenseModel
 from .fourier import fft2c, ifft2c
-from .posterior import Prior, Problem, SamplerSettings, sample_posterior
+from .posterior import Problem, SamplerSettings, sample_posterior
 from .scan import Progress, Reconstruction, Scan
+from .starting_image import Start
 
 Draw = Callable[[], torch.Tensor]
 Denoise = Callable[[torch.Tensor, float], torch.Tensor]
@@ -37,7 +39,7 @@ class PCSettings(SamplerSettings):
         description="of the paper: real (2), complex (3; the SENSE-combined image), coils (4: each coil image on its "
         "own, then root sum of squares), hybrid (5: coils, with a SENSE correction now and then)",
     )
-    start: Literal["sense", "zero-filled", "l1-wavelet", "tv", "noise"] = Field(
+    start: Start = Field(
         "noise", description="image to begin with: `noise` is none; CCDF takes another and a small sigma_start"
     )
     sigma_start: float = Field(10.0, gt=0, le=1e4, description="first noise level")

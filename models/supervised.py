@@ -13,9 +13,9 @@ from torch import nn
 
 from .forward import SenseModel
 from .image_unet import ImageUNet
+from .intensity import intensity_scale
 from .magnitude_prior import smooth_phase
 from .networks import build_from
-from .posterior import intensity_scale
 from .variational_network import VariationalNetwork
 from .weights_description import Scale, describing, one_of
 from .weights_file import write_weights

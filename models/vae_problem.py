@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 
 from .forward import SenseModel
+from .intensity import intensity_scale
 from .magnitude_prior import smooth_phase
-from .posterior import intensity_scale
 from .scan import Scan, Settings
 
 GAMMA_FLOOR = 1e-3

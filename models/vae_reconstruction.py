@@ -63,6 +63,10 @@ class VAESettings(VAEProblemSettings):
     )  # fmt: skip
     seed: int = Field(0, ge=0, description="seed of all draws; the same on every device")
 
+    def without_std(self) -> VAESettings:
+        """These settings without draws."""
+        return self.model_copy(update={"samples": 0})
+
     def brief(self) -> VAESettings:
         """These settings with as few iterations as still run all of the method's code: for a warm-up."""
         return self.model_copy(update={"iterations": 2})

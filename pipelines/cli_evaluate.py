@@ -28,8 +28,8 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the evaluation; the same folder again goes on with it.")],
     methods: Annotated[
-        list[str], typer.Option(help="Recipes by name or YAML file, with changes: sense,tv,dds:steps=20,samples=4.")
-    ] = ["sense,l1-wavelet,tv,dds"],  # noqa: B006 : typer wants a list
+        list[str], typer.Option(help="Recipes by name or YAML file, with changes: sense,tv,pnp-admm:samples=4.")
+    ] = ["sense,l1-wavelet,tv,pnp-admm"],  # noqa: B006 : typer wants a list
     masks: Annotated[
         str | None,
         typer.Option(
@@ -77,8 +77,8 @@ def evaluate(
     Writes report.html, summary.csv/.json/.md, cases.csv and figures/. Cases are kept as they finish: a run that was
     cut, or a wider one in the same folder, computes only what is missing.
 
-    Example: scanprior evaluate --data test.npz --methods sense,tv,dds --masks uniform-1d,gaussian-2d --r 4,8 --snr 25
-    --coils 8 --images 10 --out out/
+    Example: scanprior evaluate --data test.npz --methods sense,tv,pnp-admm --masks uniform-1d,gaussian-2d --r 4,8
+    --snr 25 --coils 8 --images 10 --out out/
     """
     from scanprior.sim.image_stack import SourceError
     from scanprior.sim.source_hdf5 import SUFFIXES, hdf5_layout

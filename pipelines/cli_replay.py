@@ -10,7 +10,7 @@ import typer
 from scanprior.gadgets.engine import Engine
 from scanprior.gadgets.errors import ScanError
 from scanprior.models.prior import released_priors
-from scanprior.models.recipe import METHODS, Recipe, RecipeError, load_recipe, read_recipe, recipe_names
+from scanprior.models.recipe import DEFAULT_RECIPE, METHODS, Recipe, RecipeError, load_recipe, read_recipe, recipe_names
 from tqdm import tqdm
 
 
@@ -33,17 +33,15 @@ def chosen_engine(recipe: str, device: str | None, threads: int) -> Engine:
 def replay(
     scan: Annotated[Path, typer.Argument(help="MRD raw-data file (HDF5).", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="Folder for images.h5, PNGs and report.json.")],
-    recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a YAML file.")] = "dds",
+    recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a YAML file.")] = DEFAULT_RECIPE,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1; default: the recipe's.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Posterior samples, of diffusion methods.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of a sampler (dds: evaluations), or iterations.")
-    ] = None,
+    samples: Annotated[int | None, typer.Option(min=0, help="Posterior samples, of diffusion methods.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Iterations, or steps of a sampler.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
 ) -> None:
     """Reconstruct a recorded scan as if it streamed in.
 
-    Example: scanprior replay scan.h5 --recipe dds --out out/
+    Example: scanprior replay scan.h5 --recipe pnp-admm --out out/
     """
     from .replay import ScanFileError
     from .replay import replay as run
@@ -73,7 +71,7 @@ def recipes(
 ) -> None:
     """List the shipped recipes and priors, or show one.
 
-    Example: scanprior recipes dds
+    Example: scanprior recipes pnp-admm
     """
     if name is None:
         for shipped in recipe_names():

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from scanprior.gadgets.errors import ScanError
 from scanprior.gadgets.link import LinkSettings
+from scanprior.models.recipe import DEFAULT_RECIPE
 
 from .cli_replay import chosen_engine
 from .server import Server, ServerSettings
@@ -21,7 +22,7 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to t
 
 
 def serve(
-    recipe: Recipe = "dds",
+    recipe: Recipe = DEFAULT_RECIPE,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 9002,
     device: Device = None,
@@ -31,7 +32,7 @@ def serve(
 ) -> None:
     """Serve Gadgetron (connect) and FIRE clients: the model stays loaded from scan to scan.
 
-    Example: scanprior serve --recipe dds --port 9002
+    Example: scanprior serve --recipe pnp-admm --port 9002
     """
     logging.getLogger().setLevel(logging.INFO)
     engine = chosen_engine(recipe, device, threads)
@@ -52,10 +53,10 @@ def serve(
         engine.close()
 
 
-def stdio(recipe: Recipe = "dds", device: Device = None, threads: Threads = 0) -> None:
+def stdio(recipe: Recipe = DEFAULT_RECIPE, device: Device = None, threads: Threads = 0) -> None:
     """Reconstruct one scan from stdin to stdout, as MRD frames.
 
-    Example: ismrmrd_hdf5_to_stream -i scan.h5 --use-stdout | scanprior stdio --recipe dds > images.bin
+    Example: ismrmrd_hdf5_to_stream -i scan.h5 --use-stdout | scanprior stdio --recipe pnp-admm > images.bin
     """
     engine = chosen_engine(recipe, device, threads)
     try:

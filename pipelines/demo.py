@@ -9,12 +9,13 @@ import numpy as np
 from scanprior.gadgets.engine import Engine
 from scanprior.gadgets.images import IMAGE_SERIES, STD_SERIES
 from scanprior.gadgets.mrd import Image
+from scanprior.models.recipe import DEFAULT_RECIPE
 from scanprior.sim.scan import simulate
 from tqdm import tqdm
 
 from .replay import replay
 
-RECIPES = ("zero-filled", "sense", "dds")
+RECIPES = ("zero-filled", "sense", DEFAULT_RECIPE)
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ class Candidate:
 
 
 def parse_methods(texts: Iterable[str], precision: str | None = None, device: str | None = None) -> list[Candidate]:
-    """Candidates from `sense,tv,dds:steps=20,samples=4`; each text may hold several.
+    """Candidates from `sense,tv,pnp-admm:samples=4`; each text may hold several.
 
     After a colon come changes of the method's settings (`steps=20`), of other keys of the recipe (`prior=mine`,
     `maps.crop=0.5`); values are YAML. `precision` and `device` override the recipes' where they are not None.

@@ -169,9 +169,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     shapes = sorted({f"{rows} x {columns}" for rows, columns in (image.pixels.shape for image in plan.images)})
     yield f"images: {len(plan.images)} ({', '.join(shapes)}), {plan.images[0].name} to {plan.images[-1].name}"
     for candidate in plan.candidates:
-        settings = candidate.recipe.method_settings
+        settings = candidate.recipe.settings_to_run
         tuned = ", lam tuned" if candidate.tunable and plan.tuning else ""
-        evaluations = getattr(settings, "steps", 0) * getattr(settings, "samples", 0)
+        evaluations = settings.evaluations
         work = f", {evaluations} images through the network a case" if evaluations else ""
         yield f"method {candidate.label}: {candidate.recipe.method}{tuned}{work}"
     for condition in plan.conditions:

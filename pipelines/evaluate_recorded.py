@@ -22,7 +22,7 @@ from scanprior.gadgets.errors import ScanError
 from scanprior.gadgets.images import STD_SERIES
 from scanprior.gadgets.mrd import Image
 from scanprior.gadgets.noise import NoiseScan
-from scanprior.sim.evaluation import CALIBRATION, score
+from scanprior.sim.evaluation import CALIBRATION, evaluations_of, score
 
 from .evaluate_figures import Shown
 from .evaluate_methods import Candidate
@@ -235,7 +235,8 @@ def _record(
         "mask": f"recorded {scan.stem}", "r": r, "snr_db": None, "noise": None,
         "effective_r": float(told["effective_r"]), "acs": None, "coils": int(told["coils"]), "method": candidate.label,
         "lam": getattr(candidate.recipe.method_settings, "lam", None), "tuned": False if candidate.tunable else None,
-        "maps_seconds": None, "seconds": seconds, "nfe": told.get("nfe"), "samples": told.get("samples"), "sigma": None,
+        "maps_seconds": None, "seconds": seconds, "nfe": told.get("nfe"), "samples": told.get("samples"),
+        "evaluations": evaluations_of(told), "sigma": None,
         **dict.fromkeys(CALIBRATION), **scores,
     }  # fmt: skip
 

@@ -16,7 +16,7 @@ Record = dict[str, Any]
 
 CASE_COLUMNS = (
     "image", "mask", "r", "effective_r", "acs", "snr_db", "noise", "coils", "method", "lam", "tuned", "psnr", "ssim",
-    "nmse", "seconds", "maps_seconds", "nfe", "samples", *CALIBRATION, "sigma",
+    "nmse", "seconds", "maps_seconds", "nfe", "samples", "evaluations", *CALIBRATION, "sigma",
 )  # fmt: skip
 """Columns of cases.csv."""
 
@@ -28,7 +28,8 @@ AVERAGED = ("effective_r", *SPREAD, *CALIBRATION)
 
 SUMMARY_COLUMNS = (
     "mask", "snr_db", "noise", "r", "effective_r", "acs", "method", "lam", "tuned", "images",
-    *(name for measure in SPREAD for name in (measure, f"{measure}_sd")), "nfe", "samples", *CALIBRATION,
+    *(name for measure in SPREAD for name in (measure, f"{measure}_sd")), "nfe", "samples",
+    "evaluations", *CALIBRATION,
 )  # fmt: skip
 """Columns of summary.csv."""
 
@@ -46,7 +47,7 @@ def summarise(records: Sequence[Record]) -> list[Record]:
     for (mask, snr_db, noise, r, method), group in groups.items():
         first = group[0]
         row: Record = {"mask": mask, "snr_db": snr_db, "noise": noise, "r": r, "method": method, "images": len(group)}
-        row |= {name: first[name] for name in ("acs", "lam", "tuned", "nfe", "samples")}
+        row |= {name: first.get(name) for name in ("acs", "lam", "tuned", "nfe", "samples", "evaluations")}
         for name in AVERAGED:
             values = [record[name] for record in group if record[name] is not None]
             row[name] = float(np.mean(values)) if values else None
@@ -114,17 +115,16 @@ def header(rows: Sequence[Record]) -> list[str]:
     """Column titles of `cells`."""
     uncertain = any(row["cover50"] is not None for row in rows)
     more = ["in 50 / 80 / 95 % band", "error / std", "corr."] if uncertain else []
-    return ["R (true)", "method", "PSNR dB", "SSIM", "NMSE", "s", "NFE x samples", *more]
+    return ["R (true)", "method", "PSNR dB", "SSIM", "NMSE", "s", "evaluations", *more]
 
 
 def cells(row: Record, uncertain: bool) -> list[str]:
     """One row of a table as text."""
-    evaluations = "-" if row["nfe"] is None else f"{row['nfe']} x {row['samples'] or 1}"
     line = [
         f"{amount(row['mask'], row['r']).removeprefix('R ')} ({row['effective_r']:.2f})",
         row["method"] + _weight(row),
         *(_spread(row, name, digits) for name, digits in (("psnr", 2), ("ssim", 4), ("nmse", 5), ("seconds", 2))),
-        evaluations,
+        row["evaluations"] or (f"{row['nfe']} x {row['samples'] or 1}" if row["nfe"] else "-"),
     ]
     if not uncertain:
         return line

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -236,7 +237,7 @@ def run_recipe(
     maps = scan.maps(recipe.maps, device) if recipe.needs_maps else None
     problem = Scan(scan.kspace.to(device), scan.mask.to(device), maps, scan.sigma)
     prepared = time.perf_counter()
-    result = reconstruct(recipe.method, problem, prior, recipe.method_settings, progress)
+    result = reconstruct(recipe.method, problem, prior, recipe.settings_to_run, progress)
     image = result.image.cpu()  # waits for a GPU
     finished = time.perf_counter()
     info = result.info | {"seconds": finished - prepared, "maps_seconds": prepared - began}
@@ -295,6 +296,13 @@ def calibration(image: np.ndarray, std: np.ndarray, truth: np.ndarray) -> dict[s
     }
 
 
+def evaluations_of(info: Mapping[str, Any]) -> str | None:
+    """All network evaluations, from `Reconstruction.info`: `20 x 8`, or `20 + 10 x 8` where samples share some."""
+    if "nfe" not in info:
+        return None
+    return str(info.get("evaluations", f"{info['nfe']} x {info.get('samples', 1)}"))
+
+
 def case_record(scan: TestScan, recipe: Recipe, result: Reconstruction) -> dict[str, Any]:
     """The scores of one case with what the table says besides: time, NFE, samples, effective R, ACS."""
     std = None if result.std is None else result.std.numpy()
@@ -305,6 +313,7 @@ def case_record(scan: TestScan, recipe: Recipe, result: Reconstruction) -> dict[
         "maps_seconds": float(result.info["maps_seconds"]),
         "nfe": int(result.info["nfe"]) if method.needs_prior and "nfe" in result.info else None,
         "samples": int(result.info["samples"]) if "samples" in result.info else None,
+        "evaluations": evaluations_of(result.info) if method.needs_prior else None,
         "effective_r": scan.sampling.effective_r,
         "acs": acs_size(scan.sampling),
         "sigma": scan.sigma,

@@ -157,10 +157,10 @@ def make_mask(family: str, shape: tuple[int, int], r: float, acs: int | None, se
 def default_acs(family: str, shape: tuple[int, int], r: float) -> int:
     """ACS that costs about a third of the samples (fastMRI: 8 % of the lines at R = 4, 4 % at R = 8), from 12 to 24.
 
-    Lines for a family of lines, the edge of a square for one of points. With fewer than 12, ESPIRiT's kernel of 6 finds
-    no maps for parts of a head (8 lines lost a tenth of it and 4 dB on T1 slices). But never more than three
-    quarters of the lines, and at least 8, where the matrix is so small or R so high. Families that are not told R have
-    the centre that their paper gives them.
+    Lines for a family of lines, the edge of a square for one of points. With 8 lines maps lost a tenth of a head and
+    4 dB on T1 slices, until kernels were made to fit the lines (`espirit_maps`); 12 are enough for the usual kernel.
+    But never more than three quarters of the lines, and at least 8, where the matrix is so small or R so high. Families
+    that are not told R have the centre that their paper gives them.
     """
     if FAMILIES[family].amount != "R":
         return OWN_ACS[family]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scanprior.models.forward import SenseModel
-from scanprior.models.posterior import intensity_scale
+from scanprior.models.intensity import intensity_scale
 from scanprior.models.supervised import SCALE, TrainedFor, first_image, rough_image
 from torch import nn
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from scanprior.models.diffusion_prior import DiffusionPrior
+from scanprior.models.intensity import intensity_scale
 from scanprior.models.magnitude_prior import MagnitudePrior, smooth_phase
-from scanprior.models.posterior import intensity_scale
 from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude, maximum_filter
 
 from .augmentation import fourier_resize

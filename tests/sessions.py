@@ -24,15 +24,16 @@ HEADER = header_xml((SIZE, SIZE, 1), channels=COILS, reference_lines=12)
 NOISE_SCAN = noise_readouts(1e-6 * np.eye(COILS), 8, 64, seed=1)
 
 
-def slice_lines(scale: float = 1.0, **idx: int) -> list[Acquisition]:
-    """A slice of 24 lines, twofold undersampled outside of 12 calibration lines, the flag of its end on the last."""
+def slice_lines(scale: float = 1.0, calibration: int = 12, **idx: int) -> list[Acquisition]:
+    """A slice of 24 lines, twofold undersampled outside of the calibration lines, the flag of its end on the last."""
     kspace = np.fft.fftshift(
         np.fft.fft2(np.fft.ifftshift(smooth_object(SIZE, SIZE, COILS), (1, 2)), norm="ortho"), (1, 2)
     )
-    numbers = [n for n in range(SIZE) if n % 2 == 0 or 6 <= n < 18]
+    middle = range(SIZE // 2 - calibration // 2, SIZE // 2 + calibration // 2)
+    numbers = [n for n in range(SIZE) if n % 2 == 0 or n in middle]
     lines = []
     for n in numbers:
-        flags = [BOTH] if 6 <= n < 18 else []
+        flags = [BOTH] if n in middle else []
         if n == numbers[-1]:
             flags.append(LAST_IN_SLICE)
         lines.append(acquisition(scale * kspace[:, n], n, *flags, **idx))

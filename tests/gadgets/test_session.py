@@ -148,6 +148,32 @@ def test_images_do_not_depend_on_the_order_in_which_slices_come(engine: Engine) 
     assert not np.array_equal(found[0][0, 2], found[0][1, 2]), "each slice has draws of its own"
 
 
+def test_nothing_is_drawn_for_a_standard_deviation_that_nobody_wants(engine: Engine) -> None:
+    found = []
+    for std in ("true", "false"):
+        images: list[Image] = []
+        session = begin(engine, images, recipe="pnp-admm", steps="3", samples="2", std=std)
+        feed(session, NOISE_SCAN)
+        feed(session, slice_lines(slice=0))
+        session.close()
+        found.append(images)
+    (image, _), (alone,) = found
+    np.testing.assert_array_equal(image.data, alone.data)
+    assert "evaluations 4 + 10 x 2" in image.meta
+    assert "evaluations 4<" in alone.meta
+
+
+@pytest.mark.parametrize(("calibration", "told"), [(8, True), (12, False)])
+def test_a_kernel_that_was_made_smaller_is_told(engine: Engine, calibration: int, told: bool) -> None:
+    images: list[Image] = []
+    session = begin(engine, images, recipe="sense")
+    feed(session, NOISE_SCAN)
+    feed(session, slice_lines(calibration=calibration, slice=0))
+    session.close()
+    (image,) = images
+    assert ("espirit kernel 4, not 6: few ACS lines" in image.meta) is told
+
+
 def test_a_long_dynamic_scan_does_not_grow(engine: Engine) -> None:
     """Each repetition has calibration lines of its own, so maps of its own; only the latest are kept."""
     counts: list[int] = []

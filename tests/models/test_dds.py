@@ -8,7 +8,7 @@ import torch
 from gaussian import SD, GaussianPrior, gaussian_scan, posterior_mean
 from scanprior.models.dds import DDSSettings, dds, noise_levels
 from scanprior.models.forward import SenseModel
-from scanprior.models.posterior import intensity_scale
+from scanprior.models.intensity import intensity_scale
 from scanprior.models.scan import Scan
 
 

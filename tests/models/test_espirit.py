@@ -11,7 +11,7 @@ import sigpy.mri
 import torch
 from bart import bart
 from brain import load_brain
-from scanprior.models.espirit import NoAcsError, espirit_maps
+from scanprior.models.espirit import NoAcsError, espirit_maps, fitting_kernel
 from scanprior.models.fourier import fft2c
 
 
@@ -55,6 +55,21 @@ def test_maps_are_the_true_ones(coils: int, size: tuple[int, int], lines: tuple[
     assert float(eigenvalues.amax()) < 1 + 1e-4
     seen = inside & (norm > 0)
     assert float(angles(maps[:, seen], truth[:, seen]).median()) < 1.0
+
+
+@pytest.mark.parametrize("coils", [4, 16])
+def test_eight_lines_give_maps_of_all_of_the_object(coils: int) -> None:
+    kspace, truth, inside = simulate(coils, (64, 64), noise=0.05)
+    maps, _ = espirit_maps(middle(kspace, 8, 24), (64, 64), crop=0.8, sigma=0.05 * 2**0.5)
+    seen = inside & (torch.linalg.vector_norm(maps, dim=0) > 0)
+    assert float(seen.sum() / inside.sum()) > 0.95
+    assert float(angles(maps[:, seen], truth[:, seen]).square().mean().sqrt()) < 6
+
+
+def test_the_kernel_fits_the_lines() -> None:
+    assert [fitting_kernel(lines, 6) for lines in (24, 12, 11, 8, 6)] == [6, 6, 5, 4, 3]
+    assert fitting_kernel(24, 3) == 3
+    assert fitting_kernel(8, 2) == 2, "what was asked for is the most"
 
 
 def test_sigpys_maps() -> None:

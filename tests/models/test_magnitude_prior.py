@@ -10,8 +10,8 @@ from gaussian import SD, GaussianPrior, gaussian_scan
 from networks import small_network
 from scanprior.models import diffusion_prior
 from scanprior.models.dds import DDSSettings, dds
+from scanprior.models.denoiser_prior import Prior
 from scanprior.models.magnitude_prior import MagnitudePrior, smooth_phase
-from scanprior.models.posterior import Prior
 from scanprior.models.preconditioning import EDMDenoiser
 from scanprior.models.unet import UNet
 from support import random_complex

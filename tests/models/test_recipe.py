@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scanprior.models.recipe import RecipeError, load_recipe, read_recipe, recipe_from, recipe_names
+from scanprior.models.recipe import DEFAULT_RECIPE, RecipeError, load_recipe, read_recipe, recipe_from, recipe_names
 
-SHIPPED = ("dds", "l1-wavelet", "sense", "tv", "zero-filled")
+SHIPPED = (DEFAULT_RECIPE, "dds", "l1-wavelet", "sense", "tv", "zero-filled")
 
 
 def message(data: Any) -> str:

@@ -87,3 +87,32 @@ def test_a_scan_of_another_gain_is_the_same_image(name: str) -> None:
     quieter = Scan(scan.kspace * 1e-5, scan.mask, scan.maps, scan.sigma * 1e-5)
     a, b = run(name, scan).image, run(name, quieter).image * 1e5
     assert error(b, a) < 1e-2
+
+
+def test_a_sampler_can_begin_with_the_image_of_plug_and_play() -> None:
+    """CCDF (paper 5, algorithm 6): its evaluations are counted once, and so little noise leaves it where it is."""
+    scan, _ = gaussian_scan()
+    prior = GaussianPrior()
+    prior.sigma_min = 1e-6
+    image = reconstruct(
+        "pnp-admm", scan, prior, METHODS["pnp-admm"].settings.model_validate({"samples": 0, "final_sigma": None})
+    )
+    found = run("dds", scan, prior, start="pnp-admm", steps=2, sigma_start=1e-4, sigma_end=1e-5, max_ratio=1e-4)
+    assert found.info["nfe"] == image.info["nfe"] + 2
+    assert found.info["evaluations"] == f"{image.info['nfe']} + 2 x 2"
+    assert error(found.image, image.image) < 1e-2
+    sense = run("dds", scan, prior, start="sense", steps=2, sigma_start=1e-4, sigma_end=1e-5, max_ratio=1e-4)
+    assert error(sense.image, image.image) > 5e-2
+
+
+def test_an_image_to_begin_with_that_cannot_be_made_is_told() -> None:
+    scan, _ = gaussian_scan()
+    prior = GaussianPrior()
+    prior.sigma_max = 0.3
+    with pytest.raises(ValueError, match=r"start 'pnp-admm': .* trained from 0.3 to .*; use start: sense"):
+        run("dds", scan, prior, start="pnp-admm", sigma_start=0.1)
+
+
+def test_a_warm_up_makes_no_image_to_begin_with() -> None:
+    brief = METHODS["dds"].settings.model_validate({"start": "pnp-admm", "steps": 50}).brief()
+    assert brief.model_dump() == METHODS["dds"].settings.model_validate({"start": "sense", "steps": 2}).model_dump()

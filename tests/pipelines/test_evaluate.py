@@ -102,7 +102,7 @@ def test_the_page_holds_the_figures_and_loads_nothing(data: Path, tmp_path: Path
     assert page.cells.count("dds:steps=2,samples=3") == 2
     assert page.cells.count("sense:lam=1") == 2
     (row,) = [row for row in cases(out) if row["method"].startswith("dds") and row["r"] == "2.0"]
-    assert (row["nfe"], row["samples"]) == ("2", "3")
+    assert (row["nfe"], row["samples"], row["evaluations"]) == ("22", "3", "20 + 2 x 3")
     cover = [float(row[f"cover{percent}"]) for percent in (50, 80, 95)]
     assert 0 < cover[0] < cover[1] < cover[2] <= 1
     assert float(row["error_over_std"]) == pytest.approx(float(row["error_rms"]) / float(row["std_rms"]))

@@ -141,5 +141,5 @@ def test_priors_are_loaded_once(data: Path, tmp_path: Path, monkeypatch: pytest.
         records = Evaluation(plan, tmp_path / "out", engine).run()
     finally:
         engine.close()
-    assert [record["nfe"] for record in records] == [2, 3] * 2
+    assert [record["nfe"] for record in records] == [22, 23] * 2
     assert loaded == ["small"]

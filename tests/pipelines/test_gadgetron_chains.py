@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 import pytest
 import scanprior.pipelines
 from defusedxml import ElementTree
+from scanprior.models.recipe import DEFAULT_RECIPE
 
 FOLDER = Path(next(iter(scanprior.pipelines.__path__))) / "gadgetron"
 CHAINS = sorted(FOLDER.glob("*.xml"))
@@ -87,7 +88,7 @@ def test_buffers_chain_whitens_once_and_matches_what_stands_behind() -> None:
     assert names == [*UPSTREAM, "external", *DOWNSTREAM]
     assert {n.findtext("dll") for n in nodes if n.tag == "gadget"} == {"gadgetron_mricore"}
     # NoiseAdjust stands upstream; Extract takes complex images only; AutoScale would spoil a standard deviation
-    assert properties(path) == {"recipe": "dds", "whitened": "true", "output": "complex", "std": "false"}
+    assert properties(path) == {"recipe": DEFAULT_RECIPE, "whitened": "true", "output": "complex", "std": "false"}
 
 
 @pytest.mark.parametrize("name", ["scanprior_execute", "scanprior_connect"])

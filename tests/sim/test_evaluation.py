@@ -15,6 +15,7 @@ from scanprior.sim.evaluation import (
     Condition,
     calibration,
     case_record,
+    evaluations_of,
     image_key,
     mask_of,
     object_pixels,
@@ -172,3 +173,10 @@ def test_what_cannot_be_is_named() -> None:
     compressed = Recipe.model_validate(SENSE.model_dump() | {"compression": {"coils": 2}})
     with pytest.raises(ValueError, match="compression is not done on simulated scans"):
         run_recipe(simulate_scan(HEAD, FULL), compressed)
+
+
+def test_evaluations_are_told_in_words() -> None:
+    assert evaluations_of({"nfe": 20, "samples": 8}) == "20 x 8"
+    assert evaluations_of({"nfe": 20}) == "20 x 1"
+    assert evaluations_of({"nfe": 20, "samples": 8, "evaluations": "20 + 10 x 8"}) == "20 + 10 x 8"
+    assert evaluations_of({"iterations": 30}) is None
