@@ -14,8 +14,8 @@ from scanprior.models.weights_description import explain
 from scanprior.sim.acquisition_order import Order, OrderSettings, acquisition_order
 from scanprior.sim.mask_file import MaskFileError, SamplingMask
 
-FORMAT = "scanprior-table"
-VERSION = 1
+LARGEST_PLANE = 2**24
+"""Phase encodings (y, z) of the largest matrix that is read: a file cannot ask for memory at will."""
 
 
 class TableError(ValueError):
@@ -37,7 +37,7 @@ class SamplingTable:
     """
 
     mask: SamplingMask
-    settings: OrderSettings = OrderSettings()
+    settings: OrderSettings
     order: Order = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -118,13 +118,13 @@ def write_sidecar(path: Path, table: SamplingTable, name: str, status: str) -> N
     """Write the JSON file beside the table `path` of the format `name`."""
     mask = table.mask
     sidecar = TableSidecar(
-        format=FORMAT,
-        version=VERSION,
+        format="scanprior-table",
+        version=1,
         table=name,
         status=status,
         matrix=mask.matrix,
         fov_mm=mask.fov_mm,
-        acs_start=(_first(mask.acs.any(1)), _first(mask.acs.any(0))),
+        acs_start=(_first(mask.acs, 1), _first(mask.acs, 0)),
         acs_extent=mask.acs_extent,
         samples=mask.samples,
         asked_r=mask.asked_r,
@@ -173,8 +173,11 @@ def read_sidecar(path: Path) -> TableSidecar:
         raise TableError(f"{beside}: {explain(error)}") from None
     except ValueError as error:
         raise TableError(f"{beside}: {error}") from None
-    if min(sidecar.matrix) < 1 or max(sidecar.matrix) > 65535:
-        raise TableError(f"{beside}: matrix: expected sizes from 1 to 65535, found {sidecar.matrix}")
+    if min(sidecar.matrix) < 1 or max(sidecar.matrix) > 65535 or sidecar.matrix[1] * sidecar.matrix[2] > LARGEST_PLANE:
+        raise TableError(
+            f"{beside}: matrix: expected sizes from 1 to 65535 and at most {LARGEST_PLANE} phase encodings, "
+            f"found {sidecar.matrix}"
+        )
     return sidecar
 
 
@@ -240,6 +243,6 @@ def assemble(path: Path, sidecar: TableSidecar, measured: Measured) -> SamplingT
     return table
 
 
-def _first(measured: np.ndarray) -> int:
-    """First true index; 0 without."""
-    return int(np.argmax(measured)) if measured.any() else 0
+def _first(acs: np.ndarray, over: int) -> int:
+    """First index that is true anywhere along the axis `over`; 0 without."""
+    return int(np.argmax(acs.any(over)))
