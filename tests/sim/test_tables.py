@@ -125,23 +125,23 @@ def test_bart_bytes(tmp_path: Path) -> None:
     assert np.frombuffer(path.read_bytes(), "<f4").tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
 
 
-@pytest.mark.parametrize("mask", [lines_mask(), points_mask()], ids=["lines", "points"])
+@pytest.mark.parametrize("mask", [lines_mask(), points_mask((12, 8))], ids=["lines", "points"])
 def test_bart_reads_the_pattern(tmp_path: Path, mask: SamplingMask) -> None:
     path = written(tmp_path, SamplingTable(mask, OrderSettings()), "bart")
     # BART's fmac multiplies k-space (x, y, z) by the pattern and keeps what is measured
     rng = np.random.default_rng(0)
-    kspace = (rng.standard_normal((*mask.mask.T.shape, 6)) + 1j).astype(np.complex64)
+    kspace = (rng.standard_normal((*mask.mask.T.shape, 8)) + 1j).astype(np.complex64)
     kept = bart(tmp_path, f"fmac {path.with_suffix('')}", kspace)
     assert np.array_equal(kept.reshape(kspace.shape), kspace * mask.mask.T[..., None])
-    # pics wants it along the readout too; with one flat coil and next to no ridge, it gives the zero-filled image
-    pattern = bart(tmp_path, f"repmat 0 6 {path.with_suffix('')}").reshape(kspace.shape)
+    # pics wants it along the readout too; with one flat coil and a ridge of 0.1 the answer is known
+    pattern = bart(tmp_path, f"repmat 0 8 {path.with_suffix('')}").reshape(kspace.shape)
     measured = kspace * mask.mask.T[..., None]
     (tmp_path / "out.hdr").rename(tmp_path / "pattern.hdr")
     (tmp_path / "out.cfl").rename(tmp_path / "pattern.cfl")
-    image = bart(tmp_path, "pics -w1 -i20 -l2 -r1e-6 -p pattern", measured[None], np.ones_like(measured)[None])
+    image = bart(tmp_path, "pics -w1 -i20 -l2 -r0.1 -p pattern", measured[None], np.ones_like(measured)[None])
     back = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(image.reshape(kspace.shape)), norm="ortho"))
     assert np.array_equal(pattern, np.broadcast_to(mask.mask.T[..., None], kspace.shape))
-    assert np.abs(back - measured).max() < 1e-4 * np.abs(measured).max()
+    assert np.abs(back - measured / 1.1).max() < 1e-4 * np.abs(measured).max()
 
 
 def test_mrd_template_by_ismrmrd(tmp_path: Path) -> None:
