@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from scanprior.sim.sampling_table import (
@@ -21,6 +22,25 @@ from scanprior.sim.table_csv import read_csv, write_csv
 from scanprior.sim.table_ge import read_ge, write_ge
 from scanprior.sim.table_mrd import read_mrd, write_mrd
 from scanprior.sim.table_mrsolutions import read_mrsolutions, write_mrsolutions
+
+
+def _write_pulseq(path: Path, table: SamplingTable) -> None:
+    _need_pypulseq()
+    from scanprior.sim.pulseq_file import write_pulseq
+
+    write_pulseq(path, table)
+
+
+def _read_pulseq(path: Path, shape: tuple[int, int]) -> Measured:
+    _need_pypulseq()
+    from scanprior.sim.pulseq_file import read_pulseq
+
+    return read_pulseq(path, shape)
+
+
+def _need_pypulseq() -> None:
+    if find_spec("pypulseq") is None:
+        raise TableError("format pulseq needs pypulseq, which the extra 'seq' brings: pip install 'scanprior[seq]'")
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,7 @@ class TableFormat:
 
 
 TABLE_FORMATS: dict[str, TableFormat] = {
+    "pulseq": TableFormat(".seq", "supported: a sequence that plays the mask", _write_pulseq, _read_pulseq),
     "csv": TableFormat(".csv", "supported: for sequences of your own", write_csv, read_csv),
     "mrd": TableFormat(".h5", "supported: template of acquisition headers", write_mrd, read_mrd),
     "bart": TableFormat(".cfl", "supported: read by BART; holds no order", write_bart, read_bart),
@@ -62,8 +83,12 @@ TABLE_FORMATS: dict[str, TableFormat] = {
 }  # fmt: skip
 
 
-def write_table(path: Path, table: SamplingTable, name: str) -> TableFormat:
+def write_table(
+    path: Path, table: SamplingTable, name: str, write: Callable[[Path, SamplingTable], None] | None = None
+) -> TableFormat:
     """Write a table and the JSON file beside it.
+
+    `write` takes the place of the format's own writer: `pulseq_file.write_pulseq` with a protocol, say.
 
     Raises
     ------
@@ -72,7 +97,7 @@ def write_table(path: Path, table: SamplingTable, name: str) -> TableFormat:
     """
     path = Path(path)
     chosen = table_format(path, name)
-    chosen.write(path, table)
+    (write or chosen.write)(path, table)
     write_sidecar(path, table, name, chosen.status)
     return chosen
 
