@@ -73,7 +73,7 @@ class Parts:
 
     def shortest(self, area: float) -> float:
         """Duration of the shortest trapezoid of an area in 1/m, in s on the raster."""
-        return on_raster(pp.calc_duration(pp.make_trapezoid("x", area=max(abs(area), 1e-3), system=self.system)))
+        return pp.calc_duration(pp.make_trapezoid("x", area=max(abs(area), 1e-3), system=self.system))
 
     def trapezoid(self, channel: str, area: float, duration: float) -> SimpleNamespace:
         """A trapezoid of an area in 1/m that takes `duration`."""

@@ -64,7 +64,7 @@ class PulseqProtocol:
     noise_readouts: int = 16
     oversampling: int = 2
     dwell_us: int = 6
-    spoil_cycles: float = 4.0
+    spoil_cycles: float = 2.0
     rf_spoil_deg: float = 117.0
     negate_phase: bool = False
     max_grad_mt_m: float = 30.0
