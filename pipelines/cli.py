@@ -9,6 +9,7 @@ import typer
 
 from .cli_evaluate import evaluate
 from .cli_inspect import inspect_prior
+from .cli_masks import learn_mask, make_mask
 from .cli_prior import convert_prior
 from .cli_replay import recipes, replay
 from .cli_serve import serve, stdio
@@ -21,7 +22,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (replay, serve, stdio, simulate, train, evaluate, convert_prior, inspect_prior, recipes):
+for command in (
+    replay,
+    serve,
+    stdio,
+    simulate,
+    train,
+    evaluate,
+    make_mask,
+    learn_mask,
+    convert_prior,
+    inspect_prior,
+    recipes,
+):
     app.command()(command)
 
 

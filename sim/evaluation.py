@@ -164,22 +164,40 @@ def mask_of(condition: Condition, image: np.ndarray, seed: int) -> Sampling:
     return make_mask(condition.mask, shape, condition.r, condition.acs, drawn)
 
 
-def simulate_scan(image: np.ndarray, condition: Condition, seed: int = 0) -> TestScan:
-    """Scan an image.
+@dataclass(frozen=True)
+class FullScan:
+    """A fully sampled scan of an image, before any mask, in the image's own units.
 
-    Coils (Biot-Savart), smooth phase (of a magnitude image; a complex one keeps its own), mask and noise are drawn for
-    this image and this seed. All masks and R of an image share its coils, its phase and, at one noise level, the noise
-    of the k-space before the mask.
-
-    Parameters
+    Attributes
     ----------
-    image
-        (y, x), magnitude or complex.
+    truth
+        (y, x) complex64.
+    kspace
+        (coil, y, x) complex64 with the noise; white and equal in all coils.
+    maps
+        (coil, y, x) complex64, the true ones; unit norm.
+    sigma
+        Standard deviation of the complex noise.
+    """
+
+    truth: np.ndarray
+    kspace: np.ndarray
+    maps: np.ndarray
+    sigma: float
+
+    def sampled(self, sampling: Sampling) -> TestScan:
+        """What remains of it where `sampling` measures."""
+        mask = sampling.mask[:, None] if sampling.mask.ndim == 1 else sampling.mask
+        return TestScan(self.truth, torch.from_numpy(self.kspace * mask), sampling, self.sigma)
+
+
+def scan_fully(image: np.ndarray, condition: Condition, seed: int = 0) -> FullScan:
+    """Scan all of k-space: coils, phase and noise as `simulate_scan` draws them; the condition's mask is not asked.
 
     Raises
     ------
     ValueError
-        If the image is zero or not finite, the mask is not known, or R cannot be reached.
+        If the image is zero or not finite.
     """
     if image.ndim != 2 or not np.isfinite(image).all() or not image.any():
         raise ValueError(
@@ -206,9 +224,28 @@ def simulate_scan(image: np.ndarray, condition: Condition, seed: int = 0) -> Tes
     if sigma > 0:
         white = np.random.default_rng(draw(seed, key, "noise")).standard_normal((2, *kspace.shape), np.float32)
         kspace += np.float32(sigma / 2**0.5) * (white[0] + 1j * white[1])
-    sampling = mask_of(condition, image, seed)
-    sampled = sampling.mask[:, None] if sampling.mask.ndim == 1 else sampling.mask
-    return TestScan(truth, torch.from_numpy(kspace * sampled), sampling, sigma)
+    return FullScan(truth, kspace, maps, sigma)
+
+
+def simulate_scan(image: np.ndarray, condition: Condition, seed: int = 0) -> TestScan:
+    """Scan an image.
+
+    Coils (Biot-Savart), smooth phase (of a magnitude image; a complex one keeps its own), mask and noise are drawn for
+    this image and this seed. All masks and R of an image share its coils, its phase and, at one noise level, the noise
+    of the k-space before the mask.
+
+    Parameters
+    ----------
+    image
+        (y, x), magnitude or complex.
+
+    Raises
+    ------
+    ValueError
+        If the image is zero or not finite, the mask is not known, or R cannot be reached.
+    """
+    full = scan_fully(image, condition, seed)
+    return full.sampled(mask_of(condition, image, seed))
 
 
 def object_pixels(truth: np.ndarray) -> np.ndarray:
