@@ -14,6 +14,7 @@ from .cli_prior import convert_prior
 from .cli_replay import recipes, replay
 from .cli_serve import serve, stdio
 from .cli_simulate import simulate
+from .cli_tables import export_mask, read_table_command
 from .cli_train import train
 
 app = typer.Typer(
@@ -31,11 +32,13 @@ for command in (
     evaluate,
     make_mask,
     learn_mask,
+    export_mask,
     convert_prior,
     inspect_prior,
     recipes,
 ):
     app.command()(command)
+app.command("read-table")(read_table_command)
 
 
 @app.callback()

@@ -18,23 +18,6 @@ def effective_te_ms(table: SamplingTable, protocol: PulseqProtocol) -> float:
     return float((table.order.echo[nearest] + 1) * protocol.echo_spacing_ms)
 
 
-def effective_echo(te_ms: float, echo_spacing_ms: float, echo_train: int) -> int:
-    """The echo (from 0) of a train that an effective TE asks for.
-
-    Raises
-    ------
-    ProtocolError
-        If the train has no echo at that time.
-    """
-    echo = round(te_ms / echo_spacing_ms)
-    if not 1 <= echo <= echo_train or abs(echo * echo_spacing_ms - te_ms) > 1e-6:
-        raise ProtocolError(
-            f"te_ms: expected a multiple of the echo spacing {echo_spacing_ms:g} up to "
-            f"{echo_train * echo_spacing_ms:g}, got {te_ms:g}"
-        )
-    return echo - 1
-
-
 def build_tse(table: SamplingTable, protocol: PulseqProtocol) -> pp.Sequence:
     """Noise scan, dummy trains, then every shot of the table, slice by slice within a repetition time.
 

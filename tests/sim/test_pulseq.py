@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from masks import lines_mask, points_mask, tables
 from scanprior.sim.acquisition_order import OrderSettings
 from scanprior.sim.pulseq_file import build_sequence, read_pulseq, write_pulseq
-from scanprior.sim.pulseq_protocol import ProtocolError, PulseqProtocol
-from scanprior.sim.pulseq_tse import effective_echo
+from scanprior.sim.pulseq_protocol import ProtocolError, PulseqProtocol, effective_echo
 from scanprior.sim.sampling_table import SamplingTable, TableError
 from scanprior.sim.tables import read_table, write_table
 
