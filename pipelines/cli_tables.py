@@ -65,7 +65,7 @@ def export_mask(
 ) -> None:
     """Write a mask as a table, in order of acquisition, or as a Pulseq sequence, and read it back to check it.
 
-    Example: scanprior export-mask mask.npz --format pulseq --te 8 --tr 30 --slices 3 --plot order.png
+    Example: scanprior export-mask mask.npz --format pulseq --te 8 --tr 60 --slices 3 --plot order.png
     """
     asked = {
         "sequence": sequence, "te_ms": te, "tr_ms": tr, "flip_deg": flip, "refocusing_deg": refocusing,

@@ -79,8 +79,15 @@ def read_pulseq(path: Path, shape: tuple[int, int]) -> Measured:
         UnboundLocalError, ValueError, Warning,
     ) as error:  # fmt: skip
         raise TableError(f"{path}: pypulseq cannot read it: {type(error).__name__}: {error}") from error
-    count = len(labels.get("LIN", ()))
-    if not count or trajectory.shape[1] % count or fov.shape != (3,) or abs(sign) != 1:
+    count = np.size(labels.get("LIN", ()))
+    if (
+        not count
+        or any(np.shape(values) != (count,) for values in labels.values())
+        or trajectory.shape[1] % count
+        or not trajectory.size
+        or fov.shape != (3,)
+        or abs(sign) != 1
+    ):
         raise TableError(
             f"{path}: expected readouts of one length, labelled LIN, and the definitions FOV and PhaseSign"
         )

@@ -305,6 +305,37 @@ def test_labels_that_the_gradients_do_not_follow_are_refused(tmp_path: Path) -> 
         read_table(path)
 
 
+def rewritten(path: Path, keep_label: object, keep_adc: bool = True) -> None:
+    """Write the file again without the labels that `keep_label(label, readout)` is false for, or without readouts."""
+    old, new, readout = read_back(path), pp.Sequence(), -1
+    new.definitions = old.definitions
+    for number in old.block_events:
+        block = old.get_block(number)
+        readout += block.adc is not None
+        events = [block.rf, block.gx, block.gy, block.gz, block.adc if keep_adc else None]
+        events += [label for label in (block.label or {}).values() if keep_label(label, readout)]  # type: ignore[operator]
+        new.add_block(*[event for event in events if event is not None], pp.make_delay(old.block_durations[number]))
+    new.write(str(path), check_timing=False)
+
+
+def test_slices_that_differ_and_readouts_without_labels_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, LINES, GRE)
+    rewritten(path, lambda label, readout: True)
+    read_table(path)
+    # centre-out begins in the ACS: without the flags of its first line, slice 0 differs from the others
+    rewritten(path, lambda label, readout: not (label.label in ("REF", "IMA") and readout == GRE.noise_readouts))
+    with pytest.raises(TableError, match="does not measure what slice"):
+        read_table(path)
+    path = write(tmp_path, LINES, GRE)
+    rewritten(path, lambda label, readout: label.label != "LIN")
+    with pytest.raises(TableError, match="labelled LIN"):
+        read_table(path)
+    path = write(tmp_path, LINES, GRE)
+    rewritten(path, lambda label, readout: True, keep_adc=False)
+    with pytest.raises(TableError, match=r"labelled LIN|pypulseq cannot read it"):
+        read_table(path)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_edit_signed_again_is_refused_or_says_the_same(tmp_path: Path, data: st.DataObject) -> None:
