@@ -40,7 +40,7 @@ def assert_same(found: SamplingTable, expected: SamplingTable) -> None:
         assert np.array_equal(getattr(found.order, name), getattr(expected.order, name))
 
 
-@pytest.mark.parametrize("name", [name for name in TABLE_FORMATS if name != "bruker"])
+@pytest.mark.parametrize("name", ["csv", "mrsolutions", "ge", "mrd", "bart"])
 @SMALL
 @given(table=tables())
 def test_round_trip(tmp_path: Path, name: str, table: SamplingTable) -> None:
@@ -251,7 +251,7 @@ def test_another_order_is_refused(tmp_path: Path, name: str) -> None:
         ({"order": {"name": "spiral", "echo_train": 1, "effective_echo": None}}, "acquisition order"),
         ({"acs_start": [2, 0]}, "ACS|acs"),
         ({"samples": 5}, "expected 5 points, found 4"),
-        ({"table": "excel"}, "table: expected one of csv"),
+        ({"table": "excel"}, "table: expected one of pulseq, csv"),
         ({"version": 2}, "version"),
         ({"more": 1}, "more"),
         ({"mask_sha256": "0" * 64}, "one of the two was changed"),
@@ -275,7 +275,7 @@ def test_a_sidecar_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 def test_names_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="table ends in"):
         write_table(tmp_path / "table.txt", small_table(), "csv")
-    with pytest.raises(TableError, match="expected one of csv"):
+    with pytest.raises(TableError, match="expected one of pulseq, csv"):
         write_table(tmp_path / "table.txt", small_table(), "excel")
     with pytest.raises(TableError, match="no such file"):
         read_table(tmp_path / "none.csv")
