@@ -87,7 +87,7 @@ def learn_mask(
     learning_rate: Annotated[float, typer.Option(help="gumbel: of Adam.")] = 0.1,
     together: Annotated[int, typer.Option(min=1, help="greedy: samples added at once.")] = 2,
     shortlist: Annotated[int, typer.Option(min=0, help="greedy: candidates tried exactly; 0: all.")] = 8,
-    evaluations: Annotated[int, typer.Option(min=1, help="Of the network, by the objective reconstruction.")] = 4,
+    evaluations: Annotated[int, typer.Option(min=1, help="Of the network, by the objective reconstruction.")] = 8,
     method: Annotated[str, typer.Option(help="Recipe of validation and comparison.")] = "pnp-admm:samples=0",
     best_of: Annotated[int, typer.Option(min=0, help="Random draws whose best is a baseline; 0: none.")] = 10,
     fov: Annotated[str, typer.Option(help="Field of view x,y,z in mm, of lines z is the thickness.")] = _FOV,

@@ -23,6 +23,7 @@ from scanprior.sim.anatomy import to_kspace
 from scanprior.sim.coils import coil_maps
 from scanprior.sim.fields import pixel_centres, smooth_field
 from scanprior.sim.mask_families import acs_size, make_mask
+from scanprior.sim.mask_file import SamplingMask
 from scanprior.sim.masks import Sampling
 from scanprior.sim.metrics import nmse, psnr, ssim
 
@@ -65,6 +66,7 @@ class Condition:
     acs: int | None = None
     phase: float = 1.0
     noise: float | None = None
+    pattern: SamplingMask | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -156,10 +158,18 @@ def mask_of(condition: Condition, image: np.ndarray, seed: int) -> Sampling:
     Raises
     ------
     ValueError
-        If the family is not known, or R cannot be reached with the ACS.
+        If the family is not known, R cannot be reached with the ACS, or a mask file is for another matrix.
     """
     key = image_key(image)
     shape = (image.shape[0], image.shape[1])
+    if condition.pattern is not None:
+        expected = (shape[0], 1) if condition.pattern.kind == "lines" else shape
+        if condition.pattern.mask.shape != expected:
+            raise ValueError(
+                f"mask {condition.mask}: its matrix (y, z) is {condition.pattern.mask.shape}, "
+                f"an image of {shape[0]} x {shape[1]} needs {expected}"
+            )
+        return condition.pattern.sampling()
     drawn = draw(seed, key, "mask", condition.mask, repr(float(condition.r)))
     return make_mask(condition.mask, shape, condition.r, condition.acs, drawn)
 

@@ -51,8 +51,6 @@ class MaskFamily:
     make: Callable[[tuple[int, int], float, int, np.random.Generator], Sampling]
     description: str
     amount: str = "R"
-    least_r: float = 1.0
-    """Below this R there are not enough places: partial Fourier and corners that are cut."""
 
 
 def uniform_1d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
@@ -167,15 +165,13 @@ FAMILIES: dict[str, MaskFamily] = {
     "random-1d": MaskFamily(1, random_1d, "random lines, all alike"),
     "gaussian-1d": MaskFamily(1, gaussian_1d, "random lines, Gaussian density"),
     "polynomial-1d": MaskFamily(1, polynomial_1d, "random lines, polynomial density"),
-    "partial-fourier-1d": MaskFamily(1, partial_fourier_1d, "even lines, 3/4 of k-space", least_r=1 / PARTIAL_FOURIER),
+    "partial-fourier-1d": MaskFamily(1, partial_fourier_1d, "even lines, 3/4 of k-space"),
     "random-2d": MaskFamily(2, random_2d, "random points, all alike"),
     "gaussian-2d": MaskFamily(2, gaussian_2d, "random points, Gaussian density"),
     "polynomial-2d": MaskFamily(2, polynomial_2d, "random points, polynomial density"),
     "poisson-2d": MaskFamily(2, poisson_2d, "Poisson discs, denser in the centre"),
-    "poisson-ellipse-2d": MaskFamily(2, poisson_ellipse_2d, "Poisson discs without corners", least_r=1.3),
-    "partial-fourier-2d": MaskFamily(
-        2, partial_fourier_2d, "Poisson discs, 3/4 of k-space", least_r=1 / PARTIAL_FOURIER
-    ),
+    "poisson-ellipse-2d": MaskFamily(2, poisson_ellipse_2d, "Poisson discs without corners"),
+    "partial-fourier-2d": MaskFamily(2, partial_fourier_2d, "Poisson discs, 3/4 of k-space"),
     "caipi-2d": MaskFamily(2, caipi_2d, "a sheared lattice"),
     "radial": MaskFamily(2, radial, "spokes on the Cartesian grid", "spokes"),
     "horizontal": MaskFamily(1, horizontal, "16 rows in the centre, others by chance", "probability"),

@@ -31,7 +31,7 @@ class MaskFileError(ValueError):
     """A mask file that cannot be read, does not fit its description, or describes what cannot be."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SamplingMask:
     """One fixed sampling pattern, and where it comes from. The arrays are read-only.
 

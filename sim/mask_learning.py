@@ -7,6 +7,7 @@ what lowers the loss most. Both end in one pattern of exactly the asked number o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,6 +24,9 @@ class LearningSettings(Settings):
     """How a mask is learned."""
 
     learner: Literal["gumbel", "greedy"] = Field("gumbel", description="by gradients of probabilities, or line by line")
+    loss: Literal["log", "mse"] = Field(
+        "log", description="what is lowered over the images: the mean of ln loss, which is that of PSNR; or of the loss"
+    )
     steps: int = Field(400, ge=1, description="gumbel: steps of Adam, each on one image")
     learning_rate: float = Field(0.1, gt=0, description="gumbel: of Adam; it falls to a tenth by a cosine")
     temperature: float = Field(1.0, gt=0, description="gumbel: of the soft draw whose slope is used")
@@ -106,7 +110,7 @@ def learn(
 def rescaled(probabilities: torch.Tensor, mean: float) -> torch.Tensor:
     """Probabilities scaled, or their complements, so that their mean is exactly `mean` (Ravula et al. 2023, eq. 16)."""
     found = probabilities.mean()
-    if float(found) >= mean:
+    if float(found.detach()) >= mean:
         return probabilities * (mean / found)
     return 1 - (1 - probabilities) * ((1 - mean) / (1 - found))
 
@@ -159,6 +163,8 @@ def _gumbel(
         weights = torch.ones(acs.shape, dtype=example.truth.real.dtype, device=device)
         weights[free] = draw.detach().to(weights)
         loss, slope = judge(example, prior, objective, weights, generator).loss_and_gradient(weights)
+        if settings.loss == "log":
+            slope = slope / loss
         optimizer.zero_grad()
         draw.backward(slope[free].to(draw))
         optimizer.step()
@@ -203,9 +209,10 @@ def _greedy(
         loss, slope = 0.0, torch.zeros_like(weights)
         for each in judges:
             part = each.loss_and_gradient(weights)
-            loss, slope = loss + part[0] / len(judges), slope + part[1] / len(judges)
+            loss += part[0] / len(judges)
+            slope += part[1] / (len(judges) * (part[0] if settings.loss == "log" else 1))
         now = min(settings.together, missing - done)
-        chosen = _best_additions(judges, weights, slope, now, settings.shortlist)
+        chosen = _best_additions(judges, weights, slope, now, settings)
         for place in chosen:
             found.mask.ravel()[place] = True
             found.probabilities.ravel()[place] = 1 - done / missing
@@ -219,18 +226,19 @@ def _greedy(
 
 
 def _best_additions(
-    judges: Sequence[Judge], weights: torch.Tensor, slope: torch.Tensor, wanted: int, shortlist: int
+    judges: Sequence[Judge], weights: torch.Tensor, slope: torch.Tensor, wanted: int, settings: LearningSettings
 ) -> list[int]:
     """Flat places of the samples to add, the best first: by exact losses of those with the steepest slopes."""
     slopes = slope.flatten().clone()
     slopes[weights.flatten() > 0] = torch.inf
-    free = int((weights == 0).sum())
+    free, shortlist = int((weights == 0).sum()), settings.shortlist
+    measure = math.log if settings.loss == "log" else float
     candidates = torch.argsort(slopes, stable=True)[: free if shortlist == 0 else min(free, max(shortlist, wanted))]
     if len(candidates) > wanted or shortlist == 0:
         losses = []
         for place in candidates:
             changed = weights.flatten().clone()
             changed[place] = 1
-            losses.append(sum(each.loss(changed.reshape(weights.shape)) for each in judges))
+            losses.append(sum(measure(each.loss(changed.reshape(weights.shape))) for each in judges))
         candidates = candidates[torch.argsort(torch.tensor(losses, dtype=torch.float64), stable=True)]
     return [int(place) for place in candidates[:wanted]]

@@ -47,7 +47,7 @@ class ObjectiveSettings(Settings):
     cg_iterations: int = Field(10, ge=1, le=200, description="CG iterations of each solution")
     sigma_start: float = Field(0.5, gt=0, description="first level of `reconstruction`")
     sigma_end: float = Field(0.07, gt=0, description="last level of `reconstruction`")
-    evaluations: int = Field(4, ge=1, le=100, description="network evaluations of `reconstruction`")
+    evaluations: int = Field(8, ge=1, le=100, description="network evaluations of `reconstruction`")
 
     @model_validator(mode="after")
     def _read(self) -> ObjectiveSettings:

@@ -20,6 +20,8 @@ from scanprior.sim.mask_families import (
 from scipy.spatial import cKDTree
 
 SHAPES = ((48, 48), (61, 40))
+LEAST_R = {"partial-fourier-1d": 1.3, "partial-fourier-2d": 1.3, "poisson-ellipse-2d": 1.2}
+"""Where k-space is cut there are not enough places below this R."""
 BY_R = [name for name, family in FAMILIES.items() if family.amount == "R"]
 
 
@@ -27,7 +29,7 @@ BY_R = [name for name, family in FAMILIES.items() if family.amount == "R"]
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("r", [1.0, 2.0, 3.7, 4.0])
 def test_the_count_is_exact_and_counts_the_acs(family: str, shape: tuple[int, int], r: float) -> None:
-    if r < FAMILIES[family].least_r:
+    if r < LEAST_R.get(family, 1):
         with pytest.raises(ValueError, match=r"expected 1\.\d+ to .*, got 1"):
             make_mask(family, shape, r, 8, 3)
         return
