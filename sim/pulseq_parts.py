@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pypulseq as pp
@@ -15,6 +16,10 @@ RASTER = 1e-5
 
 RF_DEAD_TIME = 100e-6
 """Before a pulse, in s; like the other dead times, what the Pulseq interpreters' demonstrations allow for."""
+
+FINE = 999999.0
+"""Largest amplitude in Hz/m of what encodes and spoils: files hold six digits, so that beyond it the error of an
+amplitude is ten times as large, and of a line of 256 half a thousandth of a line."""
 
 
 def on_raster(seconds: float) -> float:
@@ -73,11 +78,14 @@ class Parts:
 
     def shortest(self, area: float) -> float:
         """Duration of the shortest trapezoid of an area in 1/m, in s on the raster."""
-        return pp.calc_duration(pp.make_trapezoid("x", area=max(abs(area), 1e-3), system=self.system))
+        return pp.calc_duration(self._within(channel="x", area=max(abs(area), 1e-3)))
 
     def trapezoid(self, channel: str, area: float, duration: float) -> SimpleNamespace:
         """A trapezoid of an area in 1/m that takes `duration`."""
-        return pp.make_trapezoid(channel, area=area, duration=duration, system=self.system)
+        return self._within(channel=channel, area=area, duration=duration)
+
+    def _within(self, **events: Any) -> SimpleNamespace:
+        return pp.make_trapezoid(**events, max_grad=min(self.system.max_grad, FINE), system=self.system)
 
     def phase_areas(self) -> tuple[np.ndarray, np.ndarray]:
         """Areas in 1/m of the phase encoding along y and z of each point of the table."""

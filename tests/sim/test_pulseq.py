@@ -197,13 +197,19 @@ def test_a_train_with_no_line_for_an_echo_takes_as_long(tmp_path: Path) -> None:
     assert len(sequence.evaluate_labels(evolution="adc")["LIN"]) == rows + TSE.noise_readouts
 
 
-def test_65_arbitrary_lines_of_256(tmp_path: Path) -> None:
-    mask = np.zeros((256, 1), bool)
-    mask[np.random.default_rng(7).choice(256, 65, replace=False)] = True
-    whole = replace(lines_mask(256, 0, columns=256), mask=mask, acs=np.zeros_like(mask))
-    table = SamplingTable(whole, OrderSettings())
-    path = write(tmp_path, table, PulseqProtocol(te_ms=10, tr_ms=50))
-    assert np.array_equal(read_pulseq(path, (256, 1)).points, table.order.points)
+@pytest.mark.parametrize("protocol", [PulseqProtocol(), PulseqProtocol("tse", echo_spacing_ms=16)])
+@pytest.mark.parametrize("lines", [256, 512])
+def test_arbitrary_lines_of_large_matrices(tmp_path: Path, lines: int, protocol: PulseqProtocol) -> None:
+    mask = np.zeros((lines, 1), bool)
+    mask[np.random.default_rng(7).choice(lines, 65, replace=False)] = True
+    mask[[0, lines - 1]] = True
+    whole = replace(lines_mask(lines, 0, columns=256), mask=mask, acs=np.zeros_like(mask))
+    table = SamplingTable(whole, OrderSettings("interleaved", 8 if protocol.sequence == "tse" else 1))
+    path = write(tmp_path, table, replace(protocol, noise_readouts=0, max_grad_mt_m=40, max_slew_t_m_s=180))
+    assert np.array_equal(read_pulseq(path, (lines, 1)).points, table.order.points)
+    ky = read_back(path).calculate_kspace()[0][1].reshape(mask.sum(), -1) * 0.2
+    # amplitudes have six digits in the file
+    assert np.abs(ky - (table.order.points[:, :1] - lines // 2)).max() < 2e-4
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
