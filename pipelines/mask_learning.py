@@ -144,13 +144,14 @@ def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: t
     examples = [Example.of(scan, prior, device) for scan in train]
     validate = _validation(plan, validation, prior, device)
     losses: list[float] = []
+    label = "probability" if plan.settings.learner == "gumbel" else "order of choice (1: first)"
     drawn_at = [time.perf_counter()]
 
     def watch(step: int, steps: int, loss: float, probabilities: np.ndarray) -> None:
         losses.append(loss)
         tell(f"loss {loss:.4f}", step, steps)
         if time.perf_counter() - drawn_at[0] > DRAW_EVERY:
-            write_learning_picture(out / "learning.png", probabilities, plan.inner, losses, [])
+            write_learning_picture(out / "learning.png", probabilities, plan.inner, losses, [], label=label)
             drawn_at[0] = time.perf_counter()
 
     found = learn(plan.inner, plan.samples, examples, prior, plan.objective, plan.settings, validate, watch)
@@ -159,7 +160,7 @@ def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: t
     save_mask(out / "mask.npz", mask)
     write_mask_picture(out / "mask.png", mask)
     write_learning_picture(
-        out / "learning.png", found.probabilities, plan.inner, found.losses, found.validated, found.mask
+        out / "learning.png", found.probabilities, plan.inner, found.losses, found.validated, found.mask, label
     )
     _write_text(
         out / "learning.json",

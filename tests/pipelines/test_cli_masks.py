@@ -62,12 +62,28 @@ def test_masks_that_are_refused(arguments: list[str], complaint: str, tmp_path: 
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("learner", "kind", "coils"), [("gumbel", "lines", 3), ("greedy", "points", 1)])
+@pytest.mark.parametrize(
+    ("learner", "kind", "coils", "objective"),
+    [("gumbel", "lines", 3, "posterior-mean"), ("greedy", "points", 1, "reconstruction")],
+)
 def test_learning_writes_mask_pictures_and_report(
-    learner: str, kind: str, coils: int, tmp_path: Path, prior: Path
+    learner: str, kind: str, coils: int, objective: str, tmp_path: Path, prior: Path
 ) -> None:
     train, test, out = stack(tmp_path / "train.npz", 1), stack(tmp_path / "test.npz", 2), tmp_path / "out"
-    options = ["--learner", learner, "--kind", kind, "--coils", str(coils), "--prior", str(prior), "--r", "4"]
+    options = [
+        "--learner",
+        learner,
+        "--kind",
+        kind,
+        "--objective",
+        objective,
+        "--coils",
+        str(coils),
+        "--prior",
+        str(prior),
+        "--r",
+        "4",
+    ]
     options += ["--acs", "8", "--images", "2", "--steps", "6", "--together", "100", "--evaluations", "2"]
     options += ["--method", "pnp-admm:samples=0,iterations=2,sigma_start=0.5,sigma=0.3,penalty=3", "--best-of", "2"]
     options += ["--device", "cpu", "--seed", "3", "--fov", "220,200,4"]
