@@ -22,7 +22,7 @@ def write_learning_picture(
     path: Path, probabilities: np.ndarray, acs: np.ndarray, losses: list[float], validated: list[tuple[int, float]],
     mask: np.ndarray | None = None, label: str = "probability",
 ) -> Path:  # fmt: skip
-    """Probabilities (or what `label` says), the loss of each step with its running mean, and the mask where it is final.
+    """Probabilities (or what `label` says), each loss and their running mean, and the mask when it is final.
 
     Before that, the scores of patterns that were tried.
     """
