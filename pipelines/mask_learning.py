@@ -119,7 +119,11 @@ class MaskPlan:
             )
         if self.recipe.compression is not None:
             raise MaskLearningError(f"recipe {self.recipe.name!r} compresses coils, which is done on streams only")
-        known = {image.key for image in (*self.train, *self.validation)}
+        known = {image.key for image in self.train}
+        for image in self.validation:
+            if image.key in known:
+                raise MaskLearningError(f"{image.name} is of the training images too: validate on others")
+        known |= {image.key for image in self.validation}
         for image in self.test:
             if image.key in known:
                 raise MaskLearningError(f"{image.name} is of the training images too: test on others")

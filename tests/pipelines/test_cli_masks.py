@@ -126,7 +126,8 @@ def test_learning_that_is_refused(tmp_path: Path, prior: Path) -> None:
         (["--objective", "luck"], "kind"),
         (["--sigma", "1"], "sigma: not of the objective reconstruction"),
         (["--prior", "nothing"], "'nothing' not found"),
-        (["--test", str(train)], "is of the training images too"),
+        (["--test", str(train)], "is of the training images too: test on others"),
+        (["--validation", str(train), "--validation-images", "2"], "is of the training images too: validate on others"),
         (["--images", "9"], "9 images asked for"),
     ):
         result = cli.invoke(app, [*fixed, *options])
