@@ -76,7 +76,9 @@ def learn_mask(
     test_images: Annotated[int | None, typer.Option(min=1, help="How many of them; all.")] = None,
     size: Annotated[int | None, typer.Option(min=32, help="Longest edge; larger images are resampled.")] = None,
     prior: Annotated[str, typer.Option(help="A diffusion prior, by name or file.")] = "small",
-    learner: Annotated[str, typer.Option(help="gumbel (by gradients) or greedy (line by line).")] = "gumbel",
+    learner: Annotated[
+        str, typer.Option(help="greedy (line by line) or gumbel (by gradients of probabilities).")
+    ] = "greedy",
     objective: Annotated[
         str, typer.Option(help="posterior-mean (paper, second order), data-consistency, reconstruction.")
     ] = "reconstruction",
@@ -85,6 +87,7 @@ def learn_mask(
     snr: Annotated[float | None, typer.Option(help="Noise of the simulated scans, dB.")] = 25.0,
     steps: Annotated[int, typer.Option(min=1, help="gumbel: steps, each on one image.")] = 400,
     learning_rate: Annotated[float, typer.Option(help="gumbel: of Adam.")] = 0.1,
+    draws: Annotated[int, typer.Option(min=0, help="gumbel: random patterns tried at each validation.")] = 4,
     together: Annotated[int, typer.Option(min=1, help="greedy: samples added at once.")] = 2,
     shortlist: Annotated[int, typer.Option(min=0, help="greedy: candidates tried exactly; 0: all.")] = 8,
     evaluations: Annotated[int, typer.Option(min=1, help="Of the network, by the objective reconstruction.")] = 8,
@@ -123,7 +126,7 @@ def learn_mask(
         candidate = parse_methods([f"{method}{',' if ':' in method else ':'}prior={prior}"])[0]
         chosen = {"kind": objective, "sigma": sigma, "evaluations": evaluations}
         learning = {
-            "learner": learner, "steps": steps, "learning_rate": learning_rate, "together": together,
+            "learner": learner, "steps": steps, "learning_rate": learning_rate, "draws": draws, "together": together,
             "shortlist": shortlist, "seed": seed,
         }  # fmt: skip
         train = pick_images(data, images, size)

@@ -119,7 +119,11 @@ class MaskPlan:
             )
         if self.recipe.compression is not None:
             raise MaskLearningError(f"recipe {self.recipe.name!r} compresses coils, which is done on streams only")
-        known = {image.key for image in (*self.train, *self.validation)}
+        known = {image.key for image in self.train}
+        for image in self.validation:
+            if image.key in known:
+                raise MaskLearningError(f"{image.name} is of the training images too: validate on others")
+        known |= {image.key for image in self.validation}
         for image in self.test:
             if image.key in known:
                 raise MaskLearningError(f"{image.name} is of the training images too: test on others")
@@ -144,13 +148,14 @@ def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: t
     examples = [Example.of(scan, prior, device) for scan in train]
     validate = _validation(plan, validation, prior, device)
     losses: list[float] = []
+    label = "probability" if plan.settings.learner == "gumbel" else "order of choice (1: first)"
     drawn_at = [time.perf_counter()]
 
     def watch(step: int, steps: int, loss: float, probabilities: np.ndarray) -> None:
         losses.append(loss)
         tell(f"loss {loss:.4f}", step, steps)
         if time.perf_counter() - drawn_at[0] > DRAW_EVERY:
-            write_learning_picture(out / "learning.png", probabilities, plan.inner, losses, [])
+            write_learning_picture(out / "learning.png", probabilities, plan.inner, losses, [], label=label)
             drawn_at[0] = time.perf_counter()
 
     found = learn(plan.inner, plan.samples, examples, prior, plan.objective, plan.settings, validate, watch)
@@ -159,7 +164,7 @@ def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: t
     save_mask(out / "mask.npz", mask)
     write_mask_picture(out / "mask.png", mask)
     write_learning_picture(
-        out / "learning.png", found.probabilities, plan.inner, found.losses, found.validated, found.mask
+        out / "learning.png", found.probabilities, plan.inner, found.losses, found.validated, found.mask, label
     )
     _write_text(
         out / "learning.json",

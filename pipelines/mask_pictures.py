@@ -11,7 +11,7 @@ from scanprior.sim.mask_file import SamplingMask
 def write_mask_picture(path: Path, mask: SamplingMask) -> Path:
     """The pattern: samples white, ACS orange."""
     figure = _figure(4.0)
-    axes = figure.add_axes((0.12, 0.06, 0.84, 0.84))
+    axes = figure.add_axes((0.16, 0.1, 0.8, 0.8))
     _pattern(axes, mask.mask, mask.acs)
     axes.set_title(f"{mask.made_by}, R {mask.effective_r:.2f}, {mask.samples} {mask.kind}", fontsize=8)
     _save(figure, path)
@@ -20,17 +20,20 @@ def write_mask_picture(path: Path, mask: SamplingMask) -> Path:
 
 def write_learning_picture(
     path: Path, probabilities: np.ndarray, acs: np.ndarray, losses: list[float], validated: list[tuple[int, float]],
-    mask: np.ndarray | None = None,
+    mask: np.ndarray | None = None, label: str = "probability",
 ) -> Path:  # fmt: skip
-    """Probabilities, the loss of each step (and its running mean), the scores of tried patterns, the mask if final."""
+    """Probabilities (or what `label` says), each loss and their running mean, and the mask when it is final.
+
+    Before that, the scores of patterns that were tried.
+    """
     figure = _figure(11.0, 4.2)
     left = figure.add_axes((0.05, 0.12, 0.26, 0.76))
     if probabilities.shape[1] == 1:
         left.fill_between(np.arange(len(probabilities)), probabilities[:, 0], step="mid")
-        left.set(xlabel="line", ylabel="probability", ylim=(0, 1.02))
+        left.set(xlabel="line", ylabel=label, ylim=(0, 1.02))
     else:
         left.imshow(probabilities, cmap="magma", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    left.set_title("probabilities" if mask is None else "probabilities, at the end", fontsize=8)
+    left.set_title(label if mask is None else f"{label}, at the end", fontsize=8)
     middle = figure.add_axes((0.38, 0.12, 0.26, 0.76))
     middle.plot(np.arange(1, len(losses) + 1), losses, color="0.75", linewidth=0.6)
     width = max(1, len(losses) // 20)

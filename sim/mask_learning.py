@@ -23,7 +23,7 @@ from scanprior.sim.mask_objectives import Example, Judge, ObjectiveSettings, jud
 class LearningSettings(Settings):
     """How a mask is learned."""
 
-    learner: Literal["gumbel", "greedy"] = Field("gumbel", description="by gradients of probabilities, or line by line")
+    learner: Literal["gumbel", "greedy"] = Field("greedy", description="by gradients of probabilities, or line by line")
     loss: Literal["log", "mse"] = Field(
         "log", description="what is lowered over the images: the mean of ln loss, which is that of PSNR; or of the loss"
     )
@@ -31,7 +31,7 @@ class LearningSettings(Settings):
     learning_rate: float = Field(0.1, gt=0, description="gumbel: of Adam; it falls to a tenth by a cosine")
     temperature: float = Field(1.0, gt=0, description="gumbel: of the soft draw whose slope is used")
     validations: int = Field(4, ge=1, description="gumbel: how often patterns are tried by real reconstruction")
-    draws: int = Field(1, ge=0, description="gumbel: random patterns tried then, besides the most probable one")
+    draws: int = Field(4, ge=0, description="gumbel: random patterns tried then, besides the most probable one")
     together: int = Field(2, ge=1, description="greedy: samples that are added before the loss is taken anew")
     shortlist: int = Field(8, ge=0, description="greedy: exact losses of so many of the best by their slopes; 0: all")
     seed: int = Field(0, ge=0, description="of all draws")

@@ -62,12 +62,28 @@ def test_masks_that_are_refused(arguments: list[str], complaint: str, tmp_path: 
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("learner", "kind", "coils"), [("gumbel", "lines", 3), ("greedy", "points", 1)])
+@pytest.mark.parametrize(
+    ("learner", "kind", "coils", "objective"),
+    [("gumbel", "lines", 3, "posterior-mean"), ("greedy", "points", 1, "reconstruction")],
+)
 def test_learning_writes_mask_pictures_and_report(
-    learner: str, kind: str, coils: int, tmp_path: Path, prior: Path
+    learner: str, kind: str, coils: int, objective: str, tmp_path: Path, prior: Path
 ) -> None:
     train, test, out = stack(tmp_path / "train.npz", 1), stack(tmp_path / "test.npz", 2), tmp_path / "out"
-    options = ["--learner", learner, "--kind", kind, "--coils", str(coils), "--prior", str(prior), "--r", "4"]
+    options = [
+        "--learner",
+        learner,
+        "--kind",
+        kind,
+        "--objective",
+        objective,
+        "--coils",
+        str(coils),
+        "--prior",
+        str(prior),
+        "--r",
+        "4",
+    ]
     options += ["--acs", "8", "--images", "2", "--steps", "6", "--together", "100", "--evaluations", "2"]
     options += ["--method", "pnp-admm:samples=0,iterations=2,sigma_start=0.5,sigma=0.3,penalty=3", "--best-of", "2"]
     options += ["--device", "cpu", "--seed", "3", "--fov", "220,200,4"]
@@ -110,7 +126,8 @@ def test_learning_that_is_refused(tmp_path: Path, prior: Path) -> None:
         (["--objective", "luck"], "kind"),
         (["--sigma", "1"], "sigma: not of the objective reconstruction"),
         (["--prior", "nothing"], "'nothing' not found"),
-        (["--test", str(train)], "is of the training images too"),
+        (["--test", str(train)], "is of the training images too: test on others"),
+        (["--validation", str(train), "--validation-images", "2"], "is of the training images too: validate on others"),
         (["--images", "9"], "9 images asked for"),
     ):
         result = cli.invoke(app, [*fixed, *options])

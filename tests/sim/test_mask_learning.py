@@ -170,7 +170,7 @@ def test_gumbel_finds_the_lines_of_most_energy_where_nothing_is_known() -> None:
     acs = acs_lines(32, 4)[:, None]
     found = learn(
         acs, 12, [example], FlatPrior(), ObjectiveSettings(kind="data-consistency", max_ratio=1e3),
-        LearningSettings(steps=300),
+        LearningSettings(learner="gumbel", steps=300),
     )  # fmt: skip
     energy = np.where(acs[:, 0], 0, energies(example))
     best = np.sort(energy)[::-1][:8].sum()
