@@ -20,7 +20,7 @@ $(BIN)/python:
 
 # The dependencies: the package is installed along, which is how pip learns what they are.
 $(VENV)/.dependencies: constraints.txt pyproject.toml | $(BIN)/python
-	$(PIP) install -c constraints.txt setuptools '.[test,train,dicom]'
+	$(PIP) install -c constraints.txt setuptools '.[test,train,dicom,seq]'
 	@touch $@
 
 # The package itself, not editable. A build/ of before would carry files that the sources no longer have.

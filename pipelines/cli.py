@@ -9,10 +9,12 @@ import typer
 
 from .cli_evaluate import evaluate
 from .cli_inspect import inspect_prior
+from .cli_masks import learn_mask, make_mask
 from .cli_prior import convert_prior
 from .cli_replay import recipes, replay
 from .cli_serve import serve, stdio
 from .cli_simulate import simulate
+from .cli_tables import export_mask, read_table_command
 from .cli_train import train
 
 app = typer.Typer(
@@ -21,8 +23,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (replay, serve, stdio, simulate, train, evaluate, convert_prior, inspect_prior, recipes):
+for command in (
+    replay,
+    serve,
+    stdio,
+    simulate,
+    train,
+    evaluate,
+    make_mask,
+    learn_mask,
+    export_mask,
+    convert_prior,
+    inspect_prior,
+    recipes,
+):
     app.command()(command)
+app.command("read-table")(read_table_command)
 
 
 @app.callback()

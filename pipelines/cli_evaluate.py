@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from scanprior.sim.evaluation import Condition
+    from scanprior.sim.mask_file import SamplingMask
 
     from .evaluate_methods import Candidate
 
@@ -33,7 +35,7 @@ def evaluate(
     masks: Annotated[
         str | None,
         typer.Option(
-            help=f"Of uniform-1d, gaussian-1d, gaussian-2d, poisson-2d, radial, horizontal. Default: {_MASKS}."
+            help=f"Families (uniform-1d, poisson-2d, radial, ...) and mask files (mine.npz). Default: {_MASKS}."
         ),
     ] = None,
     r: Annotated[str | None, typer.Option("--r", help=f"Undersampling, ACS counted. Default: {_R}.")] = None,
@@ -216,8 +218,10 @@ def _conditions(
 
     if snr is not None and noise is not None:
         raise typer.BadParameter("--snr and --noise: give one of them")
-    names = _names(masks)
+    names, files = _names(masks)
     kinds = {FAMILIES[name].amount for name in names}
+    if acs is not None and not names:
+        raise typer.BadParameter("--acs: mask files have their own")
     values = {}
     for kind, option, given, usual in (
         ("R", "--r", r, _R), ("spokes", "--spokes", spokes, _SPOKES),
@@ -229,17 +233,35 @@ def _conditions(
     noises = [] if noise is None else _numbers("--noise", noise)
     snrs = [] if noise is not None else _levels(snr or _SNR)
     amounts = {name: values[FAMILIES[name].amount] for name in names}
-    return conditions_of(amounts, snrs, noises, coils, acs, 1.0 if phase is None else phase)
+    drawn = conditions_of(amounts, snrs, noises, coils, acs, 1.0 if phase is None else phase)
+    own = {name: [pattern.effective_r] for name, pattern in files.items()}
+    read = conditions_of(own, snrs, noises, coils, None, 1.0 if phase is None else phase)
+    return drawn + [replace(condition, pattern=files[condition.mask]) for condition in read]
 
 
-def _names(text: str) -> list[str]:
+def _names(text: str) -> tuple[list[str], dict[str, SamplingMask]]:
+    """Families by name, and mask files by the name of the file."""
     from scanprior.sim.mask_families import FAMILIES
+    from scanprior.sim.mask_file import MaskFileError, load_mask
 
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    for name in names:
-        if name not in FAMILIES:
-            raise typer.BadParameter(f"--masks: {name!r} is not known; there are: {', '.join(FAMILIES)}")
-    return _distinct("--masks", names)
+    parts = _distinct("--masks", [part.strip() for part in text.split(",") if part.strip()])
+    files: dict[str, SamplingMask] = {}
+    for part in parts:
+        if part.endswith(".npz"):
+            path = Path(part)
+            if path.name in files:
+                raise typer.BadParameter(
+                    f"--masks: two files are called {path.name}, which tables could not tell apart"
+                )
+            try:
+                files[path.name] = load_mask(path)
+            except MaskFileError as error:
+                raise typer.BadParameter(f"--masks: {error}") from None
+        elif part not in FAMILIES:
+            raise typer.BadParameter(
+                f"--masks: {part!r} is not known; there are: {', '.join(FAMILIES)}, or a mask file"
+            )
+    return [part for part in parts if not part.endswith(".npz")], files
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +174,7 @@ class Evaluation:
                 save_picture(picture, result.image.abs().numpy(), None if result.std is None else result.std.numpy())
             store.add(
                 {"case": case, "image": image.name, "method": candidate.label}
-                | asdict(condition) | record
+                | {name: value for name, value in vars(condition).items() if name != "pattern"} | record
                 | {"acs": record["acs"], "lam": getattr(recipe.method_settings, "lam", None)}
             )  # fmt: skip
         tell("", 1)

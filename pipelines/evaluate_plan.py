@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 
 def resolved_acs(condition: Condition, image: TestImage) -> int:
     """The ACS that the mask of this image has."""
+    if condition.pattern is not None:
+        return acs_size(condition.pattern.sampling())
     shape = image.pixels.shape[0], image.pixels.shape[1]
     return default_acs(condition.mask, shape, condition.r) if condition.acs is None else condition.acs
 
@@ -207,7 +209,10 @@ def told(condition: Condition) -> str:
 
 def known(condition: Condition) -> dict[str, Any]:
     """The condition as a mapping, by which finished cases are found again: without what earlier versions had not."""
-    found = asdict(condition)
+    found = asdict(replace(condition, pattern=None))
+    del found["pattern"]
+    if condition.pattern is not None:
+        found["mask"] += " " + condition.pattern.sha256  # another mask may have the same file name
     if condition.noise is None:
         del found["noise"]
     return found

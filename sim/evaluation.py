@@ -23,6 +23,7 @@ from scanprior.sim.anatomy import to_kspace
 from scanprior.sim.coils import coil_maps
 from scanprior.sim.fields import pixel_centres, smooth_field
 from scanprior.sim.mask_families import acs_size, make_mask
+from scanprior.sim.mask_file import SamplingMask
 from scanprior.sim.masks import Sampling
 from scanprior.sim.metrics import nmse, psnr, ssim
 
@@ -65,6 +66,7 @@ class Condition:
     acs: int | None = None
     phase: float = 1.0
     noise: float | None = None
+    pattern: SamplingMask | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -156,30 +158,56 @@ def mask_of(condition: Condition, image: np.ndarray, seed: int) -> Sampling:
     Raises
     ------
     ValueError
-        If the family is not known, or R cannot be reached with the ACS.
+        If the family is not known, R cannot be reached with the ACS, or a mask file is for another matrix.
     """
     key = image_key(image)
     shape = (image.shape[0], image.shape[1])
+    if condition.pattern is not None:
+        expected = (shape[0], 1) if condition.pattern.kind == "lines" else shape
+        if condition.pattern.mask.shape != expected:
+            raise ValueError(
+                f"mask {condition.mask}: its matrix (y, z) is {condition.pattern.mask.shape}, "
+                f"an image of {shape[0]} x {shape[1]} needs {expected}"
+            )
+        return condition.pattern.sampling()
     drawn = draw(seed, key, "mask", condition.mask, repr(float(condition.r)))
     return make_mask(condition.mask, shape, condition.r, condition.acs, drawn)
 
 
-def simulate_scan(image: np.ndarray, condition: Condition, seed: int = 0) -> TestScan:
-    """Scan an image.
+@dataclass(frozen=True)
+class FullScan:
+    """A fully sampled scan of an image, before any mask, in the image's own units.
 
-    Coils (Biot-Savart), smooth phase (of a magnitude image; a complex one keeps its own), mask and noise are drawn for
-    this image and this seed. All masks and R of an image share its coils, its phase and, at one noise level, the noise
-    of the k-space before the mask.
-
-    Parameters
+    Attributes
     ----------
-    image
-        (y, x), magnitude or complex.
+    truth
+        (y, x) complex64.
+    kspace
+        (coil, y, x) complex64 with the noise; white and equal in all coils.
+    maps
+        (coil, y, x) complex64, the true ones; unit norm.
+    sigma
+        Standard deviation of the complex noise.
+    """
+
+    truth: np.ndarray
+    kspace: np.ndarray
+    maps: np.ndarray
+    sigma: float
+
+    def sampled(self, sampling: Sampling) -> TestScan:
+        """What remains of it where `sampling` measures."""
+        mask = sampling.mask[:, None] if sampling.mask.ndim == 1 else sampling.mask
+        return TestScan(self.truth, torch.from_numpy(self.kspace * mask), sampling, self.sigma)
+
+
+def scan_fully(image: np.ndarray, condition: Condition, seed: int = 0) -> FullScan:
+    """Scan all of k-space: coils, phase and noise as `simulate_scan` draws them; the condition's mask is not asked.
 
     Raises
     ------
     ValueError
-        If the image is zero or not finite, the mask is not known, or R cannot be reached.
+        If the image is zero or not finite.
     """
     if image.ndim != 2 or not np.isfinite(image).all() or not image.any():
         raise ValueError(
@@ -206,9 +234,28 @@ def simulate_scan(image: np.ndarray, condition: Condition, seed: int = 0) -> Tes
     if sigma > 0:
         white = np.random.default_rng(draw(seed, key, "noise")).standard_normal((2, *kspace.shape), np.float32)
         kspace += np.float32(sigma / 2**0.5) * (white[0] + 1j * white[1])
-    sampling = mask_of(condition, image, seed)
-    sampled = sampling.mask[:, None] if sampling.mask.ndim == 1 else sampling.mask
-    return TestScan(truth, torch.from_numpy(kspace * sampled), sampling, sigma)
+    return FullScan(truth, kspace, maps, sigma)
+
+
+def simulate_scan(image: np.ndarray, condition: Condition, seed: int = 0) -> TestScan:
+    """Scan an image.
+
+    Coils (Biot-Savart), smooth phase (of a magnitude image; a complex one keeps its own), mask and noise are drawn for
+    this image and this seed. All masks and R of an image share its coils, its phase and, at one noise level, the noise
+    of the k-space before the mask.
+
+    Parameters
+    ----------
+    image
+        (y, x), magnitude or complex.
+
+    Raises
+    ------
+    ValueError
+        If the image is zero or not finite, the mask is not known, or R cannot be reached.
+    """
+    full = scan_fully(image, condition, seed)
+    return full.sampled(mask_of(condition, image, seed))
 
 
 def object_pixels(truth: np.ndarray) -> np.ndarray:

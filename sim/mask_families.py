@@ -11,11 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scanprior.sim.caipi import caipi_mask
 from scanprior.sim.mask_shapes import OWN_ACS, horizontal, radial
-from scanprior.sim.masks import Sampling, acs_lines, acs_square, choose_points
+from scanprior.sim.masks import Sampling, acs_lines, acs_square, choose_points, first_line
 
 GAUSSIAN_WIDTH = 0.12
 """Standard deviation of the Gaussian densities, as a fraction of the matrix."""
+
+POLYNOMIAL_POWER = 3.0
+"""Power of the polynomial densities (1 - distance from DC)^power (Lustig et al., MRM 2007)."""
+
+PARTIAL_FOURIER = 0.75
+"""Fraction of the lines, those from DC upwards and the nearer ones below, to which partial Fourier keeps."""
 
 POISSON_SLOPE = 2.0
 """How much the radius of a Poisson disc grows from the centre of k-space to the middle of its edges."""
@@ -52,30 +59,47 @@ def uniform_1d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Genera
     The spacing is a fraction as a rule: gaps between lines differ by one line at most. The place of the first one is
     random.
     """
-    inner = acs_lines(shape[0], acs)
-    missing = _missing(inner, r)
-    places = np.flatnonzero(~inner)
-    mask = inner.copy()
-    if missing:
-        spacing = len(places) / missing
-        mask[places[np.floor((np.arange(missing) + rng.random()) * spacing).astype(int)]] = True
-    return Sampling(mask, inner, r)
+    return _spread(np.ones(shape[0], bool), acs_lines(shape[0], acs), r, rng)
+
+
+def partial_fourier_1d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """As `uniform_1d`, but none of the first lines: `PARTIAL_FOURIER` of the matrix remains."""
+    kept = np.arange(shape[0]) >= first_line(shape[0], PARTIAL_FOURIER)
+    return _spread(kept, acs_lines(shape[0], acs), r, rng)
+
+
+def random_1d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """Random lines, each as likely as any other."""
+    return _random(shape[:1], r, acs, np.ones(shape[0]), rng)
+
+
+def polynomial_1d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """Random lines whose density is a power of the distance from the edge of k-space (`POLYNOMIAL_POWER`)."""
+    # a little wider than the matrix, so that no line is impossible
+    distance = np.abs(np.arange(shape[0]) - shape[0] // 2) / (shape[0] / 2 + 1)
+    return _random(shape[:1], r, acs, (1 - distance) ** POLYNOMIAL_POWER, rng)
+
+
+def random_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """Random points, each as likely as any other, and a square of ACS points."""
+    return _random(shape, r, acs, np.ones(shape), rng)
+
+
+def polynomial_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """Random points whose density is a power of the distance from the corners, and a square of ACS points."""
+    y, x = ((np.arange(size) - size // 2) / (size / 2 + 1) for size in shape)
+    distance = np.hypot(y[:, None], x[None, :]) / math.sqrt(2)
+    return _random(shape, r, acs, (1 - distance) ** POLYNOMIAL_POWER, rng)
 
 
 def gaussian_1d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
     """Random lines whose density is a Gaussian around DC (Gaussian-1D of Chung and Ye, Medical Image Analysis 2022)."""
-    inner = acs_lines(shape[0], acs)
-    _missing(inner, r)
-    everywhere = np.ones(shape[0], bool)
-    return Sampling(choose_points(inner, everywhere, _gaussian(shape[0]), r, rng), inner, r)
+    return _random(shape[:1], r, acs, _gaussian(shape[0]), rng)
 
 
 def gaussian_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
     """Random points whose density is a Gaussian around DC, and a square of ACS points."""
-    inner = acs_square(shape, acs)
-    _missing(inner, r)
-    density = _gaussian(shape[0])[:, None] * _gaussian(shape[1])[None, :]
-    return Sampling(choose_points(inner, np.ones(shape, bool), density, r, rng), inner, r)
+    return _random(shape, r, acs, _gaussian(shape[0])[:, None] * _gaussian(shape[1])[None, :], rng)
 
 
 def poisson_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
@@ -85,9 +109,32 @@ def poisson_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Genera
     `base * poisson_growth`. The base is the largest (of a bisection) that leaves room for as many as R asks for.
     Outside the ACS any two points are at least the smaller of their two radii apart.
     """
+    return _poisson(shape, np.ones(shape, bool), r, acs, rng)
+
+
+def poisson_ellipse_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """As `poisson_2d`, but without the corners: within the ellipse that the matrix holds alone."""
+    y, x = (_offset(size) * 2 for size in shape)
+    return _poisson(shape, y[:, None] ** 2 + x[None, :] ** 2 <= 1, r, acs, rng)
+
+
+def partial_fourier_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """As `poisson_2d`, but none of the first rows: `PARTIAL_FOURIER` of them remains."""
+    kept = np.arange(shape[0]) >= first_line(shape[0], PARTIAL_FOURIER)
+    return _poisson(shape, np.broadcast_to(kept[:, None], shape), r, acs, rng)
+
+
+def caipi_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    """A sheared lattice (2-D CAIPIRINHA: Breuer et al., MRM 2006), and a square of ACS points; see `caipi_mask`."""
     inner = acs_square(shape, acs)
     missing = _missing(inner, r)
-    order = rng.permutation(np.flatnonzero(~inner))
+    return Sampling(caipi_mask(inner, missing, rng), inner, r)
+
+
+def _poisson(shape: tuple[int, int], allowed: np.ndarray, r: float, acs: int, rng: np.random.Generator) -> Sampling:
+    inner = acs_square(shape, acs)
+    missing = _missing(inner, r, allowed)
+    order = rng.permutation(np.flatnonzero(allowed & ~inner))
     if not missing:
         return Sampling(inner.copy(), inner, r)
     growth = poisson_growth(shape)
@@ -115,9 +162,17 @@ def poisson_growth(shape: tuple[int, int]) -> np.ndarray:
 
 FAMILIES: dict[str, MaskFamily] = {
     "uniform-1d": MaskFamily(1, uniform_1d, "evenly spread lines"),
+    "random-1d": MaskFamily(1, random_1d, "random lines, all alike"),
     "gaussian-1d": MaskFamily(1, gaussian_1d, "random lines, Gaussian density"),
+    "polynomial-1d": MaskFamily(1, polynomial_1d, "random lines, polynomial density"),
+    "partial-fourier-1d": MaskFamily(1, partial_fourier_1d, "even lines, 3/4 of k-space"),
+    "random-2d": MaskFamily(2, random_2d, "random points, all alike"),
     "gaussian-2d": MaskFamily(2, gaussian_2d, "random points, Gaussian density"),
+    "polynomial-2d": MaskFamily(2, polynomial_2d, "random points, polynomial density"),
     "poisson-2d": MaskFamily(2, poisson_2d, "Poisson discs, denser in the centre"),
+    "poisson-ellipse-2d": MaskFamily(2, poisson_ellipse_2d, "Poisson discs without corners"),
+    "partial-fourier-2d": MaskFamily(2, partial_fourier_2d, "Poisson discs, 3/4 of k-space"),
+    "caipi-2d": MaskFamily(2, caipi_2d, "a sheared lattice"),
     "radial": MaskFamily(2, radial, "spokes on the Cartesian grid", "spokes"),
     "horizontal": MaskFamily(1, horizontal, "16 rows in the centre, others by chance", "probability"),
 }
@@ -177,15 +232,36 @@ def acs_size(sampling: Sampling) -> int:
     return int(acs.sum() if acs.ndim == 1 else acs.any(1).sum())
 
 
-def _missing(inner: np.ndarray, r: float) -> int:
-    """How many points R asks for beyond the ACS."""
+def _missing(inner: np.ndarray, r: float, allowed: np.ndarray | None = None) -> int:
+    """How many points R asks for beyond the ACS; `allowed`: where they may lie."""
     fixed = int(inner.sum())
-    if not 1 <= r <= inner.size / max(fixed, 1):
+    most = inner.size if allowed is None else int((allowed | inner).sum())
+    least = inner.size / most
+    missing = max(0, round(inner.size / r) - fixed) if r > 0 else 0
+    if not (1 <= r <= inner.size / max(fixed, 1) and fixed + missing <= most):
         raise ValueError(
-            f"R: with {fixed} ACS {'lines' if inner.ndim == 1 else 'points'} of {inner.size} expected 1 to "
+            f"R: with {fixed} ACS {'lines' if inner.ndim == 1 else 'points'} of {inner.size} expected {least:.4g} to "
             f"{inner.size / max(fixed, 1):.2f}, got {r:g}"
         )
-    return max(0, round(inner.size / r) - fixed)
+    return missing
+
+
+def _spread(allowed: np.ndarray, inner: np.ndarray, r: float, rng: np.random.Generator) -> Sampling:
+    """Lines spread evenly over those allowed that the ACS leaves."""
+    missing = _missing(inner, r, allowed)
+    places = np.flatnonzero(allowed & ~inner)
+    mask = inner.copy()
+    if missing:
+        spacing = len(places) / missing
+        mask[places[np.floor((np.arange(missing) + rng.random()) * spacing).astype(int)]] = True
+    return Sampling(mask, inner, r)
+
+
+def _random(shape: tuple[int, ...], r: float, acs: int, density: np.ndarray, rng: np.random.Generator) -> Sampling:
+    """Random lines (shape (y,)) or points (y, x) of a density, and the ACS."""
+    inner = acs_lines(shape[0], acs) if len(shape) == 1 else acs_square((shape[0], shape[1]), acs)
+    _missing(inner, r)
+    return Sampling(choose_points(inner, np.ones(shape, bool), density, r, rng), inner, r)
 
 
 def _offset(size: int) -> np.ndarray:

@@ -52,7 +52,7 @@ def test_methods_that_are_refused(text: str, complaint: str) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--masks", "spiral"], "--masks: 'spiral' is not known; there are: uniform-1d, gaussian-1d"),
+        (["--masks", "spiral"], "--masks: 'spiral' is not known; there are: uniform-1d, random-1d"),
         (["--masks", "uniform-1d,uniform-1d"], "--masks: expected one value or several different ones"),
         (["--r", "2,x"], "--r: expected numbers with commas between, found '2,x'"),
         (["--r", "9", "--acs", "12"], "expected 1 to 4.00, got 9"),

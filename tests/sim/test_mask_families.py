@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import numpy as np
 import pytest
+from scanprior.sim.caipi import caipi_lattice
 from scanprior.sim.mask_families import (
     FAMILIES,
     GAUSSIAN_WIDTH,
@@ -16,6 +20,8 @@ from scanprior.sim.mask_families import (
 from scipy.spatial import cKDTree
 
 SHAPES = ((48, 48), (61, 40))
+LEAST_R = {"partial-fourier-1d": 1.3, "partial-fourier-2d": 1.3, "poisson-ellipse-2d": 1.2}
+"""Where k-space is cut there are not enough places below this R."""
 BY_R = [name for name, family in FAMILIES.items() if family.amount == "R"]
 
 
@@ -23,6 +29,10 @@ BY_R = [name for name, family in FAMILIES.items() if family.amount == "R"]
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("r", [1.0, 2.0, 3.7, 4.0])
 def test_the_count_is_exact_and_counts_the_acs(family: str, shape: tuple[int, int], r: float) -> None:
+    if r < LEAST_R.get(family, 1):
+        with pytest.raises(ValueError, match=r"expected 1\.\d+ to .*, got 1"):
+            make_mask(family, shape, r, 8, 3)
+        return
     sampling = make_mask(family, shape, r, 8, 3)
     mask = sampling.mask
     assert mask.shape == shape[: FAMILIES[family].dimensions]
@@ -119,9 +129,7 @@ def test_poisson_with_nothing_beside_the_acs() -> None:
 
 
 def test_what_cannot_be_is_named() -> None:
-    with pytest.raises(
-        ValueError, match=r"'spiral' is not known; there are: uniform-1d, gaussian-1d, gaussian-2d, poi"
-    ):
+    with pytest.raises(ValueError, match=r"'spiral' is not known; there are: uniform-1d, random-1d, gaussian-1d, poly"):
         make_mask("spiral", (48, 48), 4.0, 8, 0)
     for family, most in (("uniform-1d", "6.00"), ("gaussian-1d", "6.00"), ("gaussian-2d", "36.00")):
         with pytest.raises(
@@ -132,3 +140,54 @@ def test_what_cannot_be_is_named() -> None:
             make_mask(family, (48, 48), 0.5, 8, 0)
     with pytest.raises(ValueError, match="ACS lines: expected 0 to 48"):
         make_mask("gaussian-2d", (48, 60), 2, 50, 0)
+
+
+@pytest.mark.parametrize(("family", "power"), [("polynomial-1d", 3), ("polynomial-2d", 3), ("random-1d", 0)])
+def test_polynomial_and_flat_density(family: str, power: int) -> None:
+    shape = (400, 1) if family.endswith("1d") else (160, 120)
+    r = 400 / 5 if family.endswith("1d") else shape[0] * shape[1] / 40
+    found = np.concatenate([np.argwhere(make_mask(family, shape, r, 1, seed).mask) for seed in range(600)])
+    reach = [np.abs(found[:, axis] - shape[axis] // 2) / (shape[axis] / 2) for axis in range(found.shape[1])]
+    distance = reach[0] if len(reach) == 1 else np.hypot(*reach) / math.sqrt(2)
+    distance = distance[distance > 0]  # without the ACS point
+    grid = [np.abs(np.arange(size) - size // 2) / (size / 2) for size in shape[: len(reach)]]
+    every = grid[0] if len(grid) == 1 else np.hypot(grid[0][:, None], grid[1][None, :]).ravel() / math.sqrt(2)
+    weights = np.clip(1 - every, 0, 1) ** power
+    assert distance.mean() == pytest.approx(np.average(every, weights=weights), rel=0.05)
+
+
+def test_partial_fourier_and_corners() -> None:
+    for family in ("partial-fourier-1d", "partial-fourier-2d"):
+        mask = make_mask(family, (64, 48), 3.0, 6, 0).mask
+        rows = mask if mask.ndim == 1 else mask.any(1)
+        assert not rows[:16].any(), "a quarter is left out"
+        assert rows[16:22].any()
+        assert rows[-6:].any()
+    mask = make_mask("poisson-ellipse-2d", (64, 48), 3.0, 6, 0).mask
+    y, x = np.nonzero(mask)
+    assert (((y - 32) / 32) ** 2 + ((x - 24) / 24) ** 2 <= 1).all()
+    assert y.min() <= 2
+    assert x.max() >= 45
+
+
+@pytest.mark.parametrize(("r", "rows", "columns", "shift"), [(4, 2, 2, 1), (6, 2, 3, 1), (5, 1, 5, 2), (9, 3, 3, 1)])
+def test_caipi_lattice(r: int, rows: int, columns: int, shift: int) -> None:
+    lattice = caipi_lattice((36, 30), r)
+    expected = {
+        (y, z) for y in range(0, 36, rows) for z in range(30) if (z - shift * (y // rows)) % columns == 0
+    }  # fmt: skip
+    assert {(int(y), int(z)) for y, z in np.argwhere(lattice)} == expected
+    assert lattice.sum() == 36 * 30 / r
+    mask = make_mask("caipi-2d", (36, 30), r, 6, 1).mask
+    assert mask.sum() == round(36 * 30 / r)
+    fits = [
+        n for n in range(r, 3 * r) for dy in range(n) for dz in range(n)
+        if mask[caipi_lattice((36, 30), n, (dy, dz))].all()
+    ]  # fmt: skip
+    assert fits, "a lattice is in it, whole"
+
+
+def test_a_large_poisson_disc_is_fast() -> None:
+    began = time.process_time()
+    assert make_mask("poisson-2d", (320, 320), 12.0, None, 0).mask.sum() == round(320 * 320 / 12)
+    assert time.process_time() - began < 1.0

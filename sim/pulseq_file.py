@@ -1,0 +1,144 @@
+"""Pulseq files (`.seq`): written after the timing check, and read back from their own labels and gradients."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pypulseq as pp
+from scanprior.sim.pulseq_gre import build_gre
+from scanprior.sim.pulseq_protocol import ProtocolError, PulseqProtocol
+from scanprior.sim.pulseq_tse import build_tse
+from scanprior.sim.sampling_table import Measured, SamplingTable, TableError
+
+TOLERANCE = 1e-3
+"""How far, in lines, the gradients may put a readout from where its labels say it is."""
+
+_SIGNATURE = b"\n[SIGNATURE]\n"
+
+
+def build_sequence(table: SamplingTable, protocol: PulseqProtocol) -> pp.Sequence:
+    """The sequence that plays a table, its timing checked.
+
+    Raises
+    ------
+    ProtocolError
+        If it cannot be played within the limits.
+    """
+    try:
+        sequence = (build_gre if protocol.sequence == "gre" else build_tse)(table, protocol)
+    except ProtocolError:
+        raise
+    except (ValueError, AssertionError) as error:  # what pypulseq raises for events beyond the limits
+        raise ProtocolError(f"sequence {protocol.sequence}: {error}") from error
+    fine, report = sequence.check_timing()
+    if not fine:
+        raise ProtocolError(f"sequence {protocol.sequence}: pypulseq's timing check found {len(report)} errors")
+    return sequence
+
+
+def write_pulseq(path: Path, table: SamplingTable, protocol: PulseqProtocol | None = None) -> None:
+    """Write the sequence that plays a table.
+
+    Raises
+    ------
+    ProtocolError
+        If it cannot be played within the limits.
+    """
+    protocol = protocol or PulseqProtocol()
+    sequence = build_sequence(table, protocol)
+    sequence.write(str(path), check_timing=False, v141_compat=protocol.version == "1.4.1")
+
+
+def read_pulseq(path: Path, shape: tuple[int, int]) -> Measured:
+    """Read what a sequence measures, for a matrix (y, z): LIN and PAR of its readouts, noise scan left out.
+
+    Every slice must measure the same points in the same order, and the gradients must take each readout where its
+    labels say.
+
+    Raises
+    ------
+    TableError
+        If the signature is not that of the text, the file cannot be read, or the above does not hold.
+    """
+    check_signature(path)
+    sequence = pp.Sequence()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # files before 1.5 do not say what a pulse is for; None lets pypulseq tell by its flip angle
+            sequence.read(str(path), detect_rf_use=None)  # type: ignore[arg-type]
+            labels = sequence.evaluate_labels(evolution="adc")
+            trajectory = sequence.calculate_kspace()[0]
+            fov = np.array(sequence.get_definition("FOV"), float)
+            sign = float(sequence.get_definition("PhaseSign"))
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
+        UnboundLocalError, ValueError, Warning,
+    ) as error:  # fmt: skip
+        raise TableError(f"{path}: pypulseq cannot read it: {type(error).__name__}: {error}") from error
+    count = np.size(labels.get("LIN", ()))
+    if (
+        not count
+        or any(np.shape(values) != (count,) for values in labels.values())
+        or trajectory.shape[1] % count
+        or not trajectory.size
+        or fov.shape != (3,)
+        or abs(sign) != 1
+    ):
+        raise TableError(
+            f"{path}: expected readouts of one length, labelled LIN, and the definitions FOV and PhaseSign"
+        )
+    label = {name: labels.get(name, np.zeros(count, np.int64)) for name in ("LIN", "PAR", "SLC", "NOISE", "REF", "IMA")}
+    imaging = label["NOISE"] == 0
+    points = np.stack([label["LIN"], label["PAR"]], 1)[imaging].astype(np.int64)
+    samples = trajectory.reshape(3, count, -1)
+    centre = samples[:, imaging, samples.shape[2] // 2] * fov[:, None]
+    expected = np.zeros_like(centre)
+    expected[1:] = sign * (points - np.array(shape) // 2).T
+    if shape[1] == 1:
+        expected[2] = 0.0
+    off = np.abs(centre - expected)
+    if not (off <= TOLERANCE).all():
+        axis, row = np.unravel_index(int(np.argmax(np.nan_to_num(off, nan=np.inf))), off.shape)
+        raise TableError(
+            f"{path}: readout {row} is at k_{'xyz'[axis]} = {centre[axis, row]:.4f} lines, its labels say "
+            f"{expected[axis, row]:.0f}"
+        )
+    if not np.array_equal(label["REF"], label["IMA"]):
+        raise TableError(f"{path}: an ACS line carries REF and IMA both, for it is imaging data too; found one alone")
+    slices = label["SLC"][imaging]
+    rows = {int(number): np.flatnonzero(slices == number) for number in np.unique(slices)}
+    first = rows[min(rows)]
+    columns = {"acs": label["REF"][imaging].astype(bool)}
+    if "SEG" in labels:
+        columns["echo"] = labels["SEG"][imaging].astype(np.int64)
+    for number, own in rows.items():
+        if not all(np.array_equal(values[own], values[first]) for values in (points, *columns.values())):
+            raise TableError(f"{path}: slice {number} does not measure what slice {min(rows)} does")
+    return Measured(
+        points[first], echo=columns["echo"][first] if "echo" in columns else None, acs=columns["acs"][first]
+    )
+
+
+def check_signature(path: Path) -> None:
+    """Check that a file's signature is the hash of its text.
+
+    Raises
+    ------
+    TableError
+        If it has none, or the text was changed.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TableError(f"{path}: cannot be read: {error.strerror}") from None
+    text, mark, signature = content.rpartition(_SIGNATURE)
+    found = signature.decode("ascii", "replace").split()
+    if not mark or "Hash" not in found[:-1]:
+        raise TableError(f"{path}: expected a signed Pulseq file; the signature is missing, the file may be cut")
+    expected = hashlib.md5(text, usedforsecurity=False).hexdigest()
+    if found[found.index("Hash") + 1 :] != [expected]:
+        raise TableError(f"{path}: its signature is not that of its text: the file was changed")
