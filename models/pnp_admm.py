@@ -61,7 +61,7 @@ class PnPADMMSettings(PlugAndPlaySettings):
         )
 
     @property
-    def evaluations(self) -> int:
+    def network_evaluations(self) -> int:
         """The most network evaluations of one image with all its samples."""
         own = self.iterations + (self.final_sigma is not None)
         return own + (0 if self.sampling is None else self.samples * self.sample_steps)

@@ -56,7 +56,7 @@ class SamplerSettings(Settings):
         return super().brief().model_copy(update={"start": "sense"} if self.start == "pnp-admm" else {})
 
     @property
-    def evaluations(self) -> int | None:
+    def network_evaluations(self) -> int | None:
         """Network evaluations of one image with all its samples; None where `steps` do not tell."""
         steps = getattr(self, "steps", None)
         return None if steps is None else steps * self.samples + (START.iterations if self.start == "pnp-admm" else 0)

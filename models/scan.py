@@ -69,7 +69,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @property
-    def evaluations(self) -> int | None:
+    def network_evaluations(self) -> int | None:
         """The most network evaluations of one image with all its samples; None where nobody knows or there are none."""
         return None
 

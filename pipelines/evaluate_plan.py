@@ -171,7 +171,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     for candidate in plan.candidates:
         settings = candidate.recipe.settings_to_run
         tuned = ", lam tuned" if candidate.tunable and plan.tuning else ""
-        evaluations = settings.evaluations
+        evaluations = settings.network_evaluations
         work = f", {evaluations} images through the network a case" if evaluations else ""
         yield f"method {candidate.label}: {candidate.recipe.method}{tuned}{work}"
     for condition in plan.conditions:

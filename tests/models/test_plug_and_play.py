@@ -254,7 +254,10 @@ def test_samples_of_a_volume_and_of_two_sets() -> None:
 
 def test_evaluations_are_known_beforehand() -> None:
     settings = METHODS["pnp-admm"].settings
-    assert settings.model_validate({"iterations": 19, "samples": 8}).evaluations == 100
-    assert settings.model_validate({"iterations": 19, "samples": 1}).evaluations == 20
-    assert METHODS["dds"].settings.model_validate({"steps": 10, "samples": 8, "start": "pnp-admm"}).evaluations == 100
-    assert METHODS["tv"].settings.model_validate({}).evaluations is None
+    assert settings.model_validate({"iterations": 19, "samples": 8}).network_evaluations == 100
+    assert settings.model_validate({"iterations": 19, "samples": 1}).network_evaluations == 20
+    assert (
+        METHODS["dds"].settings.model_validate({"steps": 10, "samples": 8, "start": "pnp-admm"}).network_evaluations
+        == 100
+    )
+    assert METHODS["tv"].settings.model_validate({}).network_evaluations is None

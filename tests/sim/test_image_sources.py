@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scanprior.sim.anatomy import resize, to_kspace
 from scanprior.sim.augmentation import fourier_resize, random_contrast, random_image
-from scanprior.sim.banks import split_by_subject
+from scanprior.sim.bank_data import split_by_subject
 from scanprior.sim.coils import coil_maps
 from scanprior.sim.image_sources import find_images, load_images, load_sources
 from scanprior.sim.image_stack import ImageStack, SourceError, stack_of
