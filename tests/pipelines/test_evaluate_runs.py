@@ -64,7 +64,7 @@ def test_the_dry_run_prints_the_plan_and_writes_nothing(data: Path, tmp_path: Pa
     assert "images: 3 (48 x 48)" in text
     assert "gaussian-2d R 3, no noise, 3 coils: effective R 3.00, ACS 16 x 16" in text
     assert "method tv: tv, lam tuned" in text
-    assert "80 images through the network a case" in text
+    assert "100 images through the network a case" in text
     assert f"cases: {3 * 2 * 2 * 2 * 2}" in text
     assert f"at least {2 * 2 * 2 * 2 * 5} cases on 2 training images" in text
     assert not out.exists()

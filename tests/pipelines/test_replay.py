@@ -184,7 +184,7 @@ def test_replay_command(scan: Path, tmp_path: Path) -> None:
         (["--recipe", "grappa"], 2, "is not known"),
         (["--recipe", "nothing.yaml"], 2, "cannot be read"),
         (["--recipe", "sense", "--samples", "2"], 1, "has no such setting"),
-        (["--recipe", "sense", "--samples", "0"], 2, "--samples"),
+        (["--recipe", "sense", "--samples", "-1"], 2, "--samples"),
         (["--recipe", "sense", "--device", "gpu0"], 2, "cuda:<number>"),
     ],
 )
