@@ -1,7 +1,7 @@
 #!/bin/bash
 # The papers' findings and the choice of the default, by `scanprior evaluate`; benchmarks/papers.md tells what came out.
 #
-#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_pnp calibrate choice_slow default recorded langevin score_mri magnitude shift spread robust vae_choice vae vae_search]
+#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_samplers choice_pnp calibrate choice_slow default recorded langevin score_mri magnitude shift spread robust vae_choice vae vae_search]
 #
 # Without arguments all parts. A part that was cut goes on when started again. Weights of the baselines are tuned on
 # training images wherever they are compared; `choice` looks at training images only, the others at test images.
@@ -16,17 +16,26 @@ evaluate() { scanprior evaluate "${COMMON[@]}" "$@"; }
 # quality against NFE on training images: what the default is chosen by; `dds` here begins with CG-SENSE
 choice() {
   local own=start=sense,sigma_start=1.0,samples=4
-  local curve=tv,pnp-admm:samples=0,iterations=4,decrease=3,pnp-admm:samples=0,iterations=9,decrease=6,pnp-admm:samples=0
+  local curve=tv,pnp-admm:samples=0,iterations=4,pnp-admm:samples=0,iterations=9,pnp-admm:samples=0
   local steps
   for steps in 50 100; do curve+=,pnp-admm:samples=0,iterations=$((steps - 1)),decrease=$((steps * 3 / 5)); done
-  for steps in 5 10 20 50 100; do curve+=,dds:steps=$steps,$own; done
-  curve+=,dds,dds:samples=4
+  curve+=,dds
+  for steps in 5 10 20 50; do curve+=,dds:steps=$steps,$own; done
+  for set in axial_t1_192 axial_t2_0p43mm_512x384; do
+    evaluate --data "$DATA/train/$set.npz" --methods "$curve" --masks gaussian-1d --r 4,8 --images 2 --size 128 \
+      --out "$OUT/choice_$set"
+  done
+}
+
+# the same for the other samplers, which take longer
+choice_samplers() {
+  local curve=dds:steps=100,start=sense,sigma_start=1.0,samples=4 steps set
   for steps in 5 10 25 50; do curve+=,daps:steps=$steps,samples=4; done
   for steps in 5 12 25; do curve+=,pula:levels=$steps,samples=4; done
   for steps in 10 20 50; do curve+=,pigdm:steps=$steps,samples=4; done
   for set in axial_t1_192 axial_t2_0p43mm_512x384; do
     evaluate --data "$DATA/train/$set.npz" --methods "$curve" --masks gaussian-1d --r 4,8 --images 2 --size 128 \
-      --out "$OUT/choice_$set"
+      --out "$OUT/choice_samplers_$set"
   done
 }
 
@@ -162,6 +171,6 @@ vae_search() {
     --out "$OUT/vae_search" --methods vae:prior=vae-128,mu=4,range:prior=vae-128,narnhofer:prior=vae-128
 }
 
-for part in "${@:-choice choice_pnp calibrate choice_slow default recorded langevin score_mri magnitude shift spread robust vae_choice vae vae_search}"; do
+for part in "${@:-choice choice_samplers choice_pnp calibrate choice_slow default recorded langevin score_mri magnitude shift spread robust vae_choice vae vae_search}"; do
   for name in $part; do "$name"; done
 done
