@@ -35,7 +35,9 @@ def build_sequence(table: SamplingTable, protocol: PulseqProtocol) -> pp.Sequenc
         raise ProtocolError(f"sequence {protocol.sequence}: {error}") from error
     fine, report = sequence.check_timing()
     if not fine:
-        raise ProtocolError(f"sequence {protocol.sequence}: pypulseq's timing check found {len(report)} errors")
+        raise ProtocolError(
+            f"sequence {protocol.sequence}: pypulseq's timing check found {len(report)} errors, first: {report[0]}"
+        )
     return sequence
 
 

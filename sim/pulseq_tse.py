@@ -21,7 +21,7 @@ def effective_te_ms(table: SamplingTable, protocol: PulseqProtocol) -> float:
 def build_tse(table: SamplingTable, protocol: PulseqProtocol) -> pp.Sequence:
     """Noise scan, dummy trains, then every shot of the table, slice by slice within a repetition time.
 
-    Excitation along x, refocusing along y of the rotating frame (CPMG); crushers on both sides of each refocusing
+    Excitation along y, refocusing along x of the rotating frame (CPMG); crushers on both sides of each refocusing
     pulse; the phase encoding is rewound after each echo. An echo for which the table has no line is played without
     phase encoding and without data.
 
