@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .cli_circle import circle, play, send
 from .cli_evaluate import evaluate
 from .cli_inspect import inspect_prior
 from .cli_masks import learn_mask, make_mask
@@ -33,6 +34,9 @@ for command in (
     make_mask,
     learn_mask,
     export_mask,
+    play,
+    send,
+    circle,
     convert_prior,
     inspect_prior,
     recipes,

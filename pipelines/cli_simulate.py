@@ -17,7 +17,9 @@ def simulate(
     three_d: Annotated[bool, typer.Option("--3d", help="A volume, phase-encoded along y and z.")] = False,
     contrast: Annotated[str, typer.Option(help="Of the phantom: t1, t2, pd, flair.")] = "t2",
     coils: Annotated[int, typer.Option(min=1)] = 8,
-    mask: Annotated[str, typer.Option(help="full, uniform or random.")] = "random",
+    mask: Annotated[
+        str, typer.Option(help="full, uniform, random, or a mask file (.npz), which brings matrix, R, ACS and extent.")
+    ] = "random",
     r: Annotated[float, typer.Option("--r", min=1, help="Undersampling factor.")] = 4.0,
     acs: Annotated[int, typer.Option(min=0, help="Calibration lines.")] = 24,
     calibration: Annotated[str, typer.Option(help="embedded or separate.")] = "embedded",
@@ -36,14 +38,25 @@ def simulate(
 
     Example: scanprior simulate scan.h5 --slices 6 --repetitions 2 --mask uniform --r 3
     """
+    from scanprior.sim.mask_file import SamplingMask, load_mask
     from scanprior.sim.scan import simulate as run
 
+    pattern: str | SamplingMask = mask
+    fov, thickness = 230.0, 4.0
     try:
+        if mask.endswith(".npz"):
+            pattern = load_mask(Path(mask))
+            matrix, columns = matrix or pattern.matrix[1], columns or pattern.matrix[0]
+            _, fov, thickness = pattern.fov_mm
+            if pattern.kind == "points":
+                slices, three_d = pattern.matrix[2], True
+                thickness /= slices
         made = run(
             out, images=images, matrix=matrix, columns=columns, slices=slices, three_d=three_d, contrast=contrast,
-            coils=coils, mask=mask, r=r, acs=acs, calibration=calibration, partial_fourier=partial_fourier,
+            coils=coils, mask=pattern, r=r, acs=acs, calibration=calibration, partial_fourier=partial_fourier,
             asymmetric_echo=asymmetric_echo, oversampling=oversampling, repetitions=repetitions, averages=averages,
             echo_train=echo_train, snr_db=snr_db, noise_readouts=noise_readouts, waveforms=waveforms, seed=seed,
+            fov=fov, thickness=thickness,
         )  # fmt: skip
     except (ValueError, OSError) as error:
         typer.echo(f"simulate: {error}", err=True)

@@ -144,6 +144,7 @@ class Parts:
             "kSpaceCenterLine": y // 2,
             "PhaseResolution": (self.fov[0] / x) / (self.fov[1] / y),
             "PhaseSign": -1 if self.protocol.negate_phase else 1,
+            "Matrix": list(self.matrix),
             "MaskHash": self.table.mask.sha256,
         }.items():
             sequence.set_definition(key, value)

@@ -9,8 +9,10 @@ import numpy as np
 from scanprior.sim import masks
 from scanprior.sim.anatomy import anatomy, resize, to_kspace, with_spots
 from scanprior.sim.coils import coil_maps
+from scanprior.sim.mask_file import SamplingMask
 from scanprior.sim.mrdfile import Protocol, acquisition_headers, ecg, header_xml, noise_headers, write
 from scanprior.sim.phantoms import CONTRASTS, slice_positions
+from scanprior.sim.receiver_noise import ReceiverNoise
 from scanprior.sim.sequence import order
 
 MASKS = ("full", "uniform", "random")
@@ -38,19 +40,8 @@ class Simulated:
     effective_r: float
 
 
-def noise_covariance(coils: int, correlation: float, rng: np.random.Generator) -> np.ndarray:
-    """A covariance (coil, coil) complex128, gains unequal; a coil takes up `correlation` of its neighbour's noise."""
-    if not 0.0 <= correlation < 1.0:
-        raise ValueError(f"noise correlation: expected 0 up to below 1, got {correlation}")
-    mixing = np.eye(coils, dtype=np.complex128)
-    for coil in range(coils if coils > 1 else 0):
-        mixing[coil, (coil + 1) % coils] += correlation * np.exp(2j * np.pi * rng.random())
-    mixing = np.exp(0.3 * rng.standard_normal(coils))[:, None] * mixing
-    return mixing @ mixing.conj().T
-
-
 def _sampling(
-    mask: str,
+    mask: str | SamplingMask,
     r: float,
     acs: int,
     calibration: str,
@@ -59,6 +50,14 @@ def _sampling(
     rng: np.random.Generator,
 ) -> tuple[masks.Sampling, np.ndarray | None]:
     """What each pass measures, and the calibration points measured before it (None: none)."""
+    if isinstance(mask, SamplingMask):
+        pattern = mask.sampling()
+        if pattern.mask.T.shape != shape:
+            raise ValueError(
+                f"mask: it is for {' x '.join(map(str, mask.mask.shape))} phase encodings (y, z), the scan has "
+                f"{' x '.join(map(str, shape[::-1]))}"
+            )
+        return masks.Sampling(pattern.mask.T.copy(), pattern.acs.T.copy(), pattern.asked_r), None
     lines = shape[-1]
     inside = acs if calibration == "embedded" else 0
     if mask == "random" and len(shape) == 2:
@@ -92,7 +91,7 @@ def simulate(
     contrast: str = "t2",
     phase: float = 1.0,
     coils: int = 8,
-    mask: str = "random",
+    mask: str | SamplingMask = "random",
     r: float = 4.0,
     acs: int = 24,
     calibration: str = "embedded",
@@ -116,6 +115,7 @@ def simulate(
     thickness: float = 4.0,
     waveforms: bool = False,
     seed: int = 0,
+    noise_seed: int | None = None,
 ) -> Simulated:
     """Write a simulated scan as an ISMRMRD file, and the truth beside it as `<name>_truth.npz`.
 
@@ -143,7 +143,8 @@ def simulate(
         Spread of the image's smooth phase in radians.
     mask
         `full`, `uniform` (every r-th line plus ACS lines; those between carry flag 20 only) or `random` (denser towards
-        the centre, round(lines / r) lines in all, ACS lines included; in 3-D points of the (z, y) plane).
+        the centre, round(lines / r) lines in all, ACS lines included; in 3-D points of the (z, y) plane). Or the
+        pattern of a mask file, which brings its ACS and R; `calibration` is embedded and nothing else.
     r, acs
         Undersampling factor asked for, and number of ACS lines (0: none).
     calibration
@@ -179,14 +180,18 @@ def simulate(
         Write an ECG too.
     seed
         Of anatomy, coils, noise and mask.
+    noise_seed
+        Of the noise alone: another draw of the same covariance in the same scan. None: `seed` gives it.
 
     Raises
     ------
     ValueError
         For an option out of range; the message names it, its value and what is allowed.
     """
+    if isinstance(mask, SamplingMask) and (partial_fourier != 1.0 or calibration != "embedded"):
+        raise ValueError("mask: the pattern of a mask file goes without partial Fourier and separate calibration")
     for name, value, allowed in (
-        ("mask", mask, MASKS),
+        ("mask", MASKS[0] if isinstance(mask, SamplingMask) else mask, MASKS),
         ("calibration", calibration, CALIBRATIONS),
         ("contrast", contrast, tuple(CONTRASTS)),
     ):
@@ -238,19 +243,9 @@ def simulate(
         separate_acs=separate,
     )
 
-    covariance = noise_covariance(coils, noise_correlation, rng)
-    weights = np.linalg.inv(covariance)
-    combined = 1.0 / np.einsum("scyx,cd,sdyx->syx", maps.conj(), weights, maps, optimize=True).real
-    wanted = np.abs(image[0])[head].mean() / 10 ** (snr_db / 20)
-    covariance *= wanted**2 / combined[head].mean()
-    root = np.linalg.cholesky(covariance).astype(np.complex64)
-
-    def noise(count: int, length: int, variance: float = 1.0) -> np.ndarray:
-        """(count, coil, length) complex64 with covariance `variance * covariance`."""
-        white = rng.standard_normal((2, count, coils, length), np.float32)
-        return np.float32(np.sqrt(variance / 2)) * (root @ (white[0] + 1j * white[1]))
-
-    data = noise(len(readouts), samples - dropped)
+    noise = ReceiverNoise.of(image[0], maps, head, snr_db, noise_correlation, rng)
+    rng = rng if noise_seed is None else np.random.default_rng([noise_seed, 2])
+    data = noise.draw(len(readouts), samples - dropped, rng)
     axes = (0, -2, -1) if three_d else (-2, -1)
     for repetition in range(repetitions):
         chosen = np.flatnonzero(readouts["repetition"] == repetition)
@@ -278,8 +273,8 @@ def simulate(
         coils=coils,
         first=masks.first_line(rows, partial_fourier),
         dropped=dropped,
-        acceleration=1 if mask == "full" else max(1, round(r)),
-        calibration=calibration if acs and mask != "full" else "other",
+        acceleration=1 if mask == "full" else max(1, round(sampling.asked_r)),
+        calibration=calibration if (separate is not None or sampling.acs.any()) and mask != "full" else "other",
         noise_bandwidth=noise_bandwidth,
         timing=(tr, te, ti),
         echo_train=echo_train,
@@ -290,7 +285,7 @@ def simulate(
         blocks.append(
             (
                 noise_headers(noise_readouts, noise_samples, protocol, noise_dwell),
-                noise(noise_readouts, noise_samples, dwell / noise_dwell * noise_bandwidth),
+                noise.draw(noise_readouts, noise_samples, rng, dwell / noise_dwell * noise_bandwidth),
             )
         )
     blocks.append(
@@ -309,7 +304,7 @@ def simulate(
         truth,
         image=image,
         maps=maps,
-        noise_cov=covariance.astype(np.complex64),
+        noise_cov=noise.covariance.astype(np.complex64),
         mask=sampling.mask,
         acs=sampling.acs if separate is None else separate,
         object=head,

@@ -47,6 +47,41 @@ def _mark(readouts: np.ndarray, names: tuple[str, ...], first: int, last: int) -
     readouts["flags"][len(key) - 1 - ends] |= _bit(last)
 
 
+def parallel_flags(reference: np.ndarray, imaging: np.ndarray) -> np.ndarray:
+    """Flags (readout,) of calibration lines: 21 where they are imaging lines too, else 20; never both, which would lose
+    the line in Gadgetron's buckets.
+    """
+    flags = np.zeros(len(reference), READOUT["flags"])
+    flags[reference & imaging] = _bit(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
+    flags[reference & ~imaging] = _bit(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
+    return flags
+
+
+def mark_order(scan: np.ndarray, volume: bool) -> None:
+    """Set the flags that say where slices, encodings, averages, repetitions and the measurement begin and end.
+
+    Parameters
+    ----------
+    scan
+        (readout,) of `READOUT`, in order of time.
+    volume
+        Whether step_2 encodes.
+    """
+    _mark(scan, ("repetition", "slice"), ismrmrd.ACQ_FIRST_IN_SLICE, ismrmrd.ACQ_LAST_IN_SLICE)
+    _mark(
+        scan,
+        ("repetition", "average", "slice", "step_2"),
+        ismrmrd.ACQ_FIRST_IN_ENCODE_STEP1,
+        ismrmrd.ACQ_LAST_IN_ENCODE_STEP1,
+    )
+    if volume:
+        _mark(scan, ("repetition", "average"), ismrmrd.ACQ_FIRST_IN_ENCODE_STEP2, ismrmrd.ACQ_LAST_IN_ENCODE_STEP2)
+    if scan["average"].any():
+        _mark(scan, ("repetition", "average"), ismrmrd.ACQ_FIRST_IN_AVERAGE, ismrmrd.ACQ_LAST_IN_AVERAGE)
+    _mark(scan, ("repetition",), ismrmrd.ACQ_FIRST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_REPETITION)
+    scan["flags"][-1] |= _bit(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
+
+
 def _points(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """step_1 and step_2 of the true points of (y,) or (z, y), partition by partition."""
     step_2, step_1 = np.nonzero(np.atleast_2d(mask))
@@ -116,8 +151,7 @@ def order(
     imaging, acs = np.atleast_2d(sampling.imaging), np.atleast_2d(sampling.acs)
     is_imaging = imaging[once["step_2"], once["step_1"]]
     is_acs = acs[once["step_2"], once["step_1"]]
-    once["flags"][is_acs & is_imaging] = _bit(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
-    once["flags"][is_acs & ~is_imaging] = _bit(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
+    once["flags"] = parallel_flags(is_acs, is_imaging)
 
     duration = len(visits) * per_visit
     passes = []
@@ -127,19 +161,7 @@ def order(
         part["time_ms"] += i * duration
         passes.append(part)
     scan = np.concatenate(passes)
-    _mark(scan, ("repetition", "slice"), ismrmrd.ACQ_FIRST_IN_SLICE, ismrmrd.ACQ_LAST_IN_SLICE)
-    _mark(
-        scan,
-        ("repetition", "average", "slice", "step_2"),
-        ismrmrd.ACQ_FIRST_IN_ENCODE_STEP1,
-        ismrmrd.ACQ_LAST_IN_ENCODE_STEP1,
-    )
-    if np.ndim(sampling.mask) == 2:
-        _mark(scan, ("repetition", "average"), ismrmrd.ACQ_FIRST_IN_ENCODE_STEP2, ismrmrd.ACQ_LAST_IN_ENCODE_STEP2)
-    if averages > 1:
-        _mark(scan, ("repetition", "average"), ismrmrd.ACQ_FIRST_IN_AVERAGE, ismrmrd.ACQ_LAST_IN_AVERAGE)
-    _mark(scan, ("repetition",), ismrmrd.ACQ_FIRST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_REPETITION)
-    scan["flags"][-1] |= _bit(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
+    mark_order(scan, np.ndim(sampling.mask) == 2)
     if separate_acs is None:
         return scan
 

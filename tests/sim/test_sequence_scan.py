@@ -1,0 +1,197 @@
+"""A sequence played on a simulated object: against the direct simulation of the mask, line by line."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from masks import lines_mask, points_mask
+from scanprior.sim.acquisition_order import OrderSettings
+from scanprior.sim.pulseq_file import build_sequence, write_pulseq
+from scanprior.sim.pulseq_protocol import PulseqProtocol
+from scanprior.sim.sampling_table import SamplingTable
+from scanprior.sim.scan import simulate
+from scanprior.sim.sequence_playback import PlaybackError, play_back
+from scanprior.sim.sequence_scan import play
+from scanprior.sim.tables import write_table
+
+with warnings.catch_warnings():
+    import ismrmrd
+
+NOISELESS = 120.0
+LINES = lines_mask(64, 8, seed=3, columns=48)
+GRE = PulseqProtocol(te_ms=8, tr_ms=60, slices=3, slice_gap_mm=1, dummy_scans=2, noise_readouts=5, dwell_us=8)
+TSE = PulseqProtocol("tse", te_ms=24, tr_ms=400, echo_spacing_ms=12, slices=2, dummy_scans=1, noise_readouts=4)
+GRE_3D = PulseqProtocol(te_ms=4, tr_ms=9, flip_deg=8, noise_readouts=2, dummy_scans=3)
+CASES = {
+    "gre": (SamplingTable(LINES, OrderSettings("centre-out")), GRE),
+    "tse": (SamplingTable(LINES, OrderSettings("interleaved", 4, 1)), TSE),
+    "gre3d": (SamplingTable(points_mask((18, 12), 4, seed=2, columns=32), OrderSettings("interleaved", 4)), GRE_3D),
+}
+
+
+def export(folder: Path, case: str, **changes: object) -> Path:
+    table, protocol = CASES[case]
+    path = folder / "mask.seq"
+    write_table(path, table, "pulseq", partial(write_pulseq, protocol=replace(protocol, **changes)))
+    return path
+
+
+def rows_of(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Headers and data (coil, sample) of a file's readouts."""
+    with h5py.File(path) as file:
+        rows = file["dataset/data"][()]
+    return rows["head"], [
+        np.ascontiguousarray(row["data"]).view(np.complex64).reshape(int(row["head"]["active_channels"]), -1)
+        for row in rows
+    ]
+
+
+def lines_of(path: Path) -> dict[tuple[int, int, int], tuple[np.void, np.ndarray]]:
+    """Imaging readouts by (slice, step_1, step_2)."""
+    heads, data = rows_of(path)
+    found = {}
+    for head, values in zip(heads, data, strict=True):
+        if not int(head["flags"]) >> (ismrmrd.ACQ_IS_NOISE_MEASUREMENT - 1) & 1:
+            idx = head["idx"]
+            key = int(idx["slice"]), int(idx["kspace_encode_step_1"]), int(idx["kspace_encode_step_2"])
+            assert key not in found
+            found[key] = head, values
+    return found
+
+
+@pytest.mark.parametrize("version", ["1.5", "1.4.1"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_played_scan_is_that_of_the_mask(tmp_path: Path, case: str, version: str) -> None:
+    table, protocol = CASES[case]
+    mask = table.mask
+    volume = mask.kind == "points"
+    slices = mask.matrix[2] if volume else protocol.slices
+    played = play(export(tmp_path, case, version=version), tmp_path / "played.h5", coils=3, snr_db=NOISELESS, seed=4)
+    direct = simulate(
+        tmp_path / "direct.h5", mask=mask, matrix=mask.matrix[1], columns=mask.matrix[0], slices=slices, three_d=volume,
+        coils=3, snr_db=NOISELESS, seed=4,
+    )  # fmt: skip
+    ours, theirs = lines_of(played.path), lines_of(direct.path)
+    assert ours.keys() == theirs.keys()
+    peak = max(np.abs(values).max() for _, values in theirs.values())
+    both = 1 << (ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING - 1) | 1 << (ismrmrd.ACQ_IS_PARALLEL_CALIBRATION - 1)
+    for key, (head, values) in ours.items():
+        assert int(head["flags"]) & both == int(theirs[key][0]["flags"]) & both
+        assert int(head["flags"]) & both != both
+        assert int(head["center_sample"]) == int(theirs[key][0]["center_sample"])
+        # files hold gradients of six digits, which put a line off by up to a thousandth
+        assert np.abs(values - theirs[key][1]).max() < 2e-3 * peak
+    one, other = np.load(played.truth), np.load(direct.truth)
+    assert set(one) == set(other)
+    for name in ("image", "maps", "mask", "acs", "noise_cov"):
+        assert np.allclose(one[name], other[name]), name
+
+
+def test_order_and_noise_scan_are_those_of_the_sequence(tmp_path: Path) -> None:
+    table, protocol = CASES["tse"]
+    made = play(export(tmp_path, "tse"), tmp_path / "played.h5", coils=2, seed=1)
+    heads, data = rows_of(made.path)
+    noise = (heads["flags"].astype(np.uint64) >> np.uint64(ismrmrd.ACQ_IS_NOISE_MEASUREMENT - 1)) & np.uint64(1) == 1
+    assert np.flatnonzero(noise).tolist() == list(range(protocol.noise_readouts))
+    imaging = heads[~noise]
+    for number in range(protocol.slices):
+        own = imaging[imaging["idx"]["slice"] == number]
+        assert np.array_equal(own["idx"]["kspace_encode_step_1"], table.order.points[:, 0])
+        assert np.array_equal(own["idx"]["segment"], table.order.echo)
+    assert (np.diff(imaging["acquisition_time_stamp"].astype(int)) >= 0).all()
+    values = np.concatenate([part for part, quiet in zip(data, noise, strict=True) if quiet], 1)
+    found = values @ values.conj().T / values.shape[1]
+    expected = np.load(made.truth)["noise_cov"]
+    assert np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
+
+
+def test_a_receiver_that_does_not_follow_rf_spoiling_is_seen(tmp_path: Path) -> None:
+    table, protocol = CASES["gre"]
+    right = play_back(export(tmp_path, "gre"))
+    imaging = right.labels["NOISE"] == 0
+    assert np.abs(right.phase).max() < 1e-5
+    sequence = build_sequence(table, protocol)
+    for number in sequence.block_events:
+        block = sequence.get_block(number)
+        if block.adc is not None:
+            block.adc.phase_offset = 0.0
+            sequence.set_block(number, block)
+    sequence.write(str(tmp_path / "wrong.seq"))
+    assert np.abs(play_back(tmp_path / "wrong.seq").phase[imaging]).max() > 1
+
+
+def test_t2_weighs_echoes_around_the_effective_echo_time(tmp_path: Path) -> None:
+    table, protocol = CASES["tse"]
+    path = export(tmp_path, "tse")
+    still, decaying = (
+        lines_of(play(path, tmp_path / f"{t2}.h5", coils=1, snr_db=NOISELESS, t2_ms=t2).path) for t2 in (None, 40.0)
+    )
+    te = protocol.te_ms
+    assert te is not None
+    for point, echo in zip(table.order.points, table.order.echo, strict=True):
+        key = (0, int(point[0]), 0)
+        middle = still[key][1].shape[1] // 2
+        ratio = abs(decaying[key][1][0, middle] / still[key][1][0, middle])
+        assert ratio == pytest.approx(
+            np.exp((te - 12 * (echo + 1)) / 40.0), rel=1e-3
+        )  # the middle sample is a few dwell times from the echo
+
+
+def test_the_sign_of_the_phase_encoding_turns_the_image_and_its_direction(tmp_path: Path) -> None:
+    up, down = (
+        lines_of(
+            play(
+                export(tmp_path, "gre", negate_phase=negate, slices=1), tmp_path / f"{negate}.h5", coils=1,
+                snr_db=NOISELESS,
+            ).path
+        )
+        for negate in (False, True)
+    )  # fmt: skip
+    line = next(key for key in up if key[1] != 32 and (0, 64 - key[1], 0) in up)
+    mirrored = up[(0, 64 - line[1], 0)][1]
+    peak = max(np.abs(values).max() for _, values in up.values())
+    assert np.abs(down[line][1] - mirrored).max() < 2e-3 * peak
+    assert np.allclose(down[line][0]["phase_dir"], -up[line][0]["phase_dir"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("Matrix 48 64 1", "Matrix 48 9999 1", "Matrix: expected whole numbers from 1 to 2048"),
+        ("Matrix 48 64 1", "Matrix 48 64", "Matrix: expected 3 numbers"),
+        ("Matrix 48 64 1", "Other 48 64 1", "Matrix: missing"),
+        ("Matrix 48 64 1", "Matrix 48 20 1", "label LIN: expected 0 to 19"),
+        ("SlicePositions -0.006 0 0.006", "SlicePositions -0.006 0.001 0.006", "is labelled slice 1 at 1 mm"),
+        ("[BLOCKS]", "[BLOCK", "pypulseq cannot read it"),
+    ],
+)
+def test_a_file_that_does_not_fit_itself_is_refused(tmp_path: Path, before: str, after: str, message: str) -> None:
+    path = export(tmp_path, "gre")
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
+    with pytest.raises(PlaybackError, match=message):
+        play(path, tmp_path / "played.h5")
+
+
+def test_options_out_of_range_are_named(tmp_path: Path) -> None:
+    path = export(tmp_path, "gre")
+    with pytest.raises(ValueError, match="t2_ms: expected more than 0, got -1"):
+        play(path, tmp_path / "played.h5", t2_ms=-1)
+    with pytest.raises(ValueError, match="contrast: expected one of"):
+        play(path, tmp_path / "played.h5", contrast="t9")
+    with pytest.raises(PlaybackError, match="pypulseq cannot read it"):
+        play(tmp_path / "nothing.seq", tmp_path / "played.h5")
+
+
+def test_a_mask_for_another_matrix_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"64 x 1 phase encodings \(y, z\), the scan has 48"):
+        simulate(tmp_path / "scan.h5", mask=LINES, matrix=48)
+    with pytest.raises(ValueError, match="without partial Fourier"):
+        simulate(tmp_path / "scan.h5", mask=LINES, matrix=64, partial_fourier=0.75)
