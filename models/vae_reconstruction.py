@@ -40,7 +40,7 @@ class VAESettings(VAEProblemSettings):
     mu: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight of the latents' own prior in it")
     latents: Literal["joint", "marginal"] = Field(
         "joint", description="joint: image and latents of the highest probability together (the paper); marginal: "
-        "latents whose image is integrated out, to first order: log det L counts as far as the data decide the image"
+        "log det L weighted by the share of the image that the data decide, which is that of the first image's latents"
     )  # fmt: skip
     form: Literal["fast", "published"] = Field(
         "fast", description="CG for the image and L-BFGS for the latents, or alternating gradient descent (the paper)"
