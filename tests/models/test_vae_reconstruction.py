@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from linear_vae import LATENTS, CurvedVAE, LinearVAE
+from linear_vae import LATENTS, CurvedVAE, DenseFactor, LinearVAE
 from pydantic import ValidationError
 from scanprior.models.forward import SenseModel
 from scanprior.models.magnitude_prior import smooth_phase
@@ -155,6 +155,32 @@ def test_the_fast_form_is_lower_with_far_fewer_evaluations() -> None:
     assert quick.info["objective"][-1] <= slow.info["objective"][-1] + 1e-3
     assert quick.info["nfe"] == prior.decodings - before
     assert 5 * quick.info["nfe"] < slow.info["nfe"]
+
+
+@pytest.mark.parametrize("form", ["fast", "published"])
+@pytest.mark.parametrize("latents", ["joint", "marginal"])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_evaluations_are_those_of_one_slice_from_all_starts(
+    form: str, latents: str, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted where the images are made: all that the decoder made, over the number of slices."""
+    prior = CurvedVAE(SHAPE)
+    scan, _ = scan_of(prior)
+    made = 0
+    decode = prior.decode
+
+    def counted(z: torch.Tensor) -> tuple[torch.Tensor, DenseFactor]:
+        nonlocal made
+        made += len(z)
+        return decode(z)
+
+    prior.decode = counted  # type: ignore[method-assign]
+    starts, slices = 3, 2
+    pixels = SHAPE[0] * SHAPE[1] * starts
+    monkeypatch.setattr("scanprior.models.vae_reconstruction.GRADIENT_PIXELS", pixels * slices // pieces)
+    stack = replace(scan, kspace=torch.stack([scan.kspace] * slices))
+    found = run(stack, prior, form=form, latents=latents, starts=starts, iterations=7, samples=2)
+    assert found.info["nfe"] == made // slices
 
 
 def test_of_several_starts_the_lowest_wins() -> None:
