@@ -132,11 +132,14 @@ def test_std_is_that_of_the_gaussian(parts: int) -> None:
 
 
 @pytest.mark.parametrize("form", ["fast", "published"])
+@pytest.mark.parametrize("latents", ["joint", "marginal"])
 @pytest.mark.parametrize("prior", [LinearVAE(SHAPE), CurvedVAE(SHAPE, 2)], ids=["linear", "curved"])
-def test_the_objective_never_rises(form: str, prior: LinearVAE) -> None:
+def test_the_objective_never_rises(form: str, latents: str, prior: LinearVAE) -> None:
     scan, _ = scan_of(prior)
     steps: list[tuple[int, int]] = []
-    settings = VAESettings.model_validate({"form": form, "samples": 0, "starts": 3, "iterations": 40})
+    settings = VAESettings.model_validate(
+        {"form": form, "latents": latents, "samples": 0, "starts": 3, "iterations": 40}
+    )
     found = vae(scan, prior, settings, lambda step, total: steps.append((step, total)))
     history = found.info["objective"]
     assert all(after <= before for before, after in itertools.pairwise(history))
@@ -196,13 +199,14 @@ def test_of_several_starts_the_lowest_wins() -> None:
     assert several.info["nfe"] > one.info["nfe"]
 
 
-def test_slices_of_a_batch_are_not_mixed() -> None:
+@pytest.mark.parametrize("latents", ["joint", "marginal"])
+def test_slices_of_a_batch_are_not_mixed(latents: str) -> None:
     """The first slice is by far the brightest, so that it alone sets the intensity scale that all share."""
     prior = CurvedVAE(SHAPE, dtype=torch.float64)
     a, b, c, d = (scan_of(prior, seed=seed)[0] for seed in (5, 6, 7, 8))
     first = replace(a, kspace=torch.stack([3 * a.kspace, b.kspace * a.mask, c.kspace * a.mask]))
     second = replace(a, kspace=torch.stack([3 * a.kspace, b.kspace * a.mask, d.kspace * a.mask]))
-    found, other = (run(scan, prior, samples=2, starts=2) for scan in (first, second))
+    found, other = (run(scan, prior, samples=2, starts=2, latents=latents) for scan in (first, second))
     assert found.std is not None
     assert found.image.shape == found.std.shape == (3, *SHAPE)
     assert found.info["scale"] == other.info["scale"]
