@@ -87,8 +87,9 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
     -------
     Reconstruction with `std`, of the Gaussian that the posterior of x is given z (what z itself may be is not in it);
     zero, both, where the maps are. `info` says method, prior, form, nfe (evaluations of the decoders for one slice,
-    those of all its starts, as counted), latents, share (of each slice, where they are marginal), iterations, objective
-    (of each iteration, summed over the batch), starts, which start won, lam, mu, gamma, samples, scale and seconds.
+    those of all its starts, as counted), latents, share (of each slice, where they are marginal), iterations (the fast
+    form's last CG counts as one), objective (of each iteration, summed over the batch), starts, which start won, lam,
+    mu, gamma, samples, scale and seconds.
 
     Raises
     ------
