@@ -1,7 +1,7 @@
 #!/bin/bash
 # The papers' findings and the choice of the default, by `scanprior evaluate`; benchmarks/papers.md tells what came out.
 #
-#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_samplers choice_pnp calibrate choice_slow default recorded langevin score_mri magnitude shift spread robust vae_choice vae vae_search]
+#   DATA=../shared/data OUT=runs/papers bash benchmarks/papers.sh [choice choice_samplers choice_pnp calibrate choice_slow default recorded langevin score_mri magnitude shift spread robust vae_choice vae vae_horizontal vae_search]
 #
 # Without arguments all parts. A part that was cut goes on when started again. Weights of the baselines are tuned on
 # training images wherever they are compared; `choice` looks at training images only, the others at test images.
@@ -165,12 +165,20 @@ vae() {
     --methods pnp-admm,varnet,unet
 }
 
+# paper 3: the same methods on horizontal lines, which varnet and unet were not trained for
+vae_horizontal() {
+  evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --coils 1 --phase 0 --size 128 --images "${IMAGES:-8}" \
+    --masks horizontal --probability 0.1,0.2,0.4 --noise 0.0125,0.05 --out "$OUT/vae_horizontal" \
+    --methods least-squares,tv,vae:prior=vae-128,mu=4,vae:prior=vae-128-diagonal,mu=4,vae:prior=vae-128-identity,mu=4 \
+    --methods pnp-admm,varnet,unet
+}
+
 # paper 3: the generator methods beside them, on fewer slices: they are slow
 vae_search() {
   evaluate --data "$T1" --coils 1 --phase 0 --size 128 --images "${IMAGES:-4}" --masks radial --spokes 5,25,45,125 --noise 0.0125,0.05 \
     --out "$OUT/vae_search" --methods vae:prior=vae-128,mu=4,range:prior=vae-128,narnhofer:prior=vae-128
 }
 
-for part in "${@:-choice choice_samplers choice_pnp calibrate choice_slow default recorded langevin score_mri magnitude shift spread robust vae_choice vae vae_search}"; do
+for part in "${@:-choice choice_samplers choice_pnp calibrate choice_slow default recorded langevin score_mri magnitude shift spread robust vae_choice vae vae_horizontal vae_search}"; do
   for name in $part; do "$name"; done
 done

@@ -38,7 +38,8 @@ def narnhofer(
     are tuned on a copy for each slice.
 
     Parameters, what is returned and raised: see `range_search`. `info["objective"]` is of the range, and goes on with
-    an entry for each step on the weights.
+    the lowest so far for each step on the weights; its last entry is that of the image, which may be higher where the
+    discrepancy principle stopped it: Adam's steps do not always lead down.
     """
 
     def refine(search: Search, found: Found, noise: float, tell: Tell) -> Found:
@@ -76,6 +77,7 @@ def tune_weights(search: Search, begin: Found, goal: float, settings: NarnhoferS
             history.append(lowest)
             if search.misfit(image.detach()) <= goal:
                 best, stopped = (z.detach().clone(), image.detach()), "discrepancy"
+                history[-1] = float(value.detach())
                 break
             if done == settings.weight_iterations:
                 break

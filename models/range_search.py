@@ -72,7 +72,7 @@ class Found:
     image
         G(z), (1, set, parts, y, x).
     history
-        The lowest objective found so far, at the beginning and after every so many iterations.
+        The lowest objective found so far, at the beginning and after every so many iterations; last that of `image`.
     iterations
         How many there were.
     stopped

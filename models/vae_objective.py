@@ -8,13 +8,15 @@ minus the logarithm of the posterior of x and z.
 
 Its lowest point is not where the latents are most probable. At the x that is best for z, the term in -log det L has
 nothing against it in the directions that no sample measures, and draws z to where the prior is surest, whatever the
-data say. With x integrated out instead of maximised, z has the log-determinant of what was measured alone,
+data say. Were x integrated out instead of maximised, it would have: but for a constant,
 
-    -log p(y|z) = min_x f(x, z) at lam = 1, mu = 0, + 1/2 log det (A^H A / gamma^2 + L L^T),
+    -log p(y|z) = min_x f(x, z) at lam = 1, mu = 0, + 1/2 log det (A^H A / gamma^2 + L L^T).
 
-and that last term, for covariances that differ by a factor, is (1 - share) log det L: `share` is the data's effective
-number of degrees of freedom (MacKay, Neural Computation 1992) over the numbers of the image. So with
-`VAEObjective.share` set, -log det L is weighted by it, and lam scales the precision alone.
+Along covariances that differ by a factor, that last term rises by exactly (1 - share) for each unit of log det L:
+`share` is the data's effective number of degrees of freedom (MacKay, Neural Computation 1992) over the numbers of the
+image. So with `VAEObjective.share` set, -log det L is weighted by it. That is no integral: along covariances that
+differ otherwise the slope is another one, and the share is kept where it was measured, at the latents of the first
+image. lam scales the precision and the latents' own prior, and not log det L then.
 """
 
 from __future__ import annotations
@@ -123,7 +125,7 @@ class VAEObjective:
     evaluations
         Evaluations of the decoders for one element, counted.
     share
-        (element,): weight of -log det L, as of `measured_share`; None: lam, as in f.
+        (element,): weight of -log det L in the place of lam, as of `measured_share`; None: lam, as in f.
     """
 
     def __init__(
@@ -216,7 +218,7 @@ class VAEObjective:
         return residual.double().square().sum((-4, -3, -2, -1)).reshape(-1) / (2 * self.gamma**2)
 
     def prior_term(self, x: torch.Tensor, decoded: Decoded) -> torch.Tensor:
-        """lam (nll(x; z) + mu ||z||^2 / 2), (element,), in double precision; `share` is the weight of log det L."""
+        """lam (nll(x; z) + mu ||z||^2 / 2), (element,), in double precision; log det L has `share`, if any, for lam."""
         white = decoded.factor.transposed(x.flatten(0, 1) - decoded.mean)
         square = white.double().square().reshape(self.elements, -1).sum(1) / 2
         log_det = decoded.factor.log_det().double().reshape(self.elements, self.sets).sum(1)

@@ -40,7 +40,7 @@ class VAESettings(VAEProblemSettings):
     mu: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight of the latents' own prior in it")
     latents: Literal["joint", "marginal"] = Field(
         "joint", description="joint: image and latents of the highest probability together (the paper); marginal: "
-        "latents whose image is integrated out, to first order: log det L counts as far as the data decide the image"
+        "log det L weighted by the share of the image that the data decide, which is that of the first image's latents"
     )  # fmt: skip
     form: Literal["fast", "published"] = Field(
         "fast", description="CG for the image and L-BFGS for the latents, or alternating gradient descent (the paper)"
@@ -86,9 +86,10 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
     Returns
     -------
     Reconstruction with `std`, of the Gaussian that the posterior of x is given z (what z itself may be is not in it);
-    zero, both, where the maps are. `info` says method, prior, form, nfe (evaluations of the decoders for one slice, as
-    counted), latents, share (of each slice, where they are marginal), iterations, objective (of each iteration, summed
-    over the batch), starts, which start won, lam, mu, gamma, samples, scale and seconds.
+    zero, both, where the maps are. `info` says method, prior, form, nfe (evaluations of the decoders for one slice,
+    those of all its starts, as counted), latents, share (of each slice, where they are marginal), iterations (the fast
+    form's last CG counts as one), objective (of each iteration, summed over the batch), starts, which start won, lam,
+    mu, gamma, samples, scale and seconds.
 
     Raises
     ------
@@ -137,7 +138,8 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
             tolerance = _DRAW_SLACK * settings.cg_tolerance
             draws = several.draw(image, decoded, generator, _SOLVE_ITERATIONS, tolerance)
             spreads.append(scale * combine_sets(several.to_complex(draws), several.model).abs().std(0))
-        evaluations += problem.evaluations + single.evaluations
+        # the descent's are of all starts of a slice at once, the others (share, last image) of one
+        evaluations += settings.starts * problem.evaluations + single.evaluations
     image = torch.cat(images) if len(images) > 1 else images[0]
     std = None if not spreads else torch.cat(spreads) if len(spreads) > 1 else spreads[0]
     check_finite("vae", "image", image)
@@ -149,7 +151,7 @@ def vae(scan: Scan, prior: VAEPrior, settings: VAESettings, progress: Progress |
         "form": settings.form,
         "latents": settings.latents,
         "share": torch.cat(shares).tolist() if shares else None,
-        "nfe": settings.starts * evaluations // len(parts),
+        "nfe": evaluations // len(parts),
         "iterations": max(len(history) for history in histories) - 1,
         "objective": summed(histories),
         "starts": settings.starts,

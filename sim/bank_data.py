@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
@@ -43,6 +43,8 @@ def split_by_subject(stacks: list[ImageStack]) -> tuple[list[ImageStack], list[I
 def make_banks(data: list[Path], folder: Path, training: Bank, validation: Bank) -> tuple[Path, Path]:
     """Make both banks in `folder`, or take those that an earlier call has finished there; return their paths.
 
+    Banks that no note tells the data of are made again: a call that was ended before it wrote the note left them.
+
     Raises
     ------
     FileNotFoundError
@@ -53,21 +55,22 @@ def make_banks(data: list[Path], folder: Path, training: Bank, validation: Bank)
         When no file can be used.
     """
     files = find_images(data)
-    record = claim_folder(files, folder)
-    if not (training[0].exists() and validation[0].exists()):
+    claimed, claim = claim_folder(files, folder)
+    if not (claimed and training[0].exists() and validation[0].exists()):
         shown, held = split_by_subject(load_sources(files).stacks)
         for (path, write), stacks in ((validation, held), (training, shown)):
             write(path, stacks)
-        record()
+        claim()
     return training[0], validation[0]
 
 
-def claim_folder(files: list[Path], folder: Path) -> Callable[[], object]:
+def claim_folder(files: list[Path], folder: Path) -> tuple[bool, Callable[[], None]]:
     """Make sure that a run's folder holds no banks of other files.
 
     Returns
     -------
-    To be called once the banks are written: notes in `folder` what they were made from.
+    Whether a note in `folder` says that its banks were made from these files; and what writes that note, to be called
+    once the banks are written.
 
     Raises
     ------
@@ -80,10 +83,16 @@ def claim_folder(files: list[Path], folder: Path) -> Callable[[], object]:
             f"{folder} holds patches of other data ({made_from.name} lists it), found {names.split()[0]} and so on: "
             "begin a run of its own in another folder"
         )
-    return partial(made_from.write_text, names)
+
+    def claim() -> None:
+        partial = made_from.with_suffix(".partial.txt")
+        partial.write_text(names)
+        partial.replace(made_from)
+
+    return made_from.exists(), claim
 
 
-class BankData(pl.LightningDataModule, Generic[SettingsT]):
+class BankData(pl.LightningDataModule, ABC, Generic[SettingsT]):
     """Banks made by the first process of all, the others waiting for it; then each its own stream of images.
 
     Parameters
@@ -100,13 +109,13 @@ class BankData(pl.LightningDataModule, Generic[SettingsT]):
         # all hosts share the folder, as they must for the checkpoints: one process of all, not one of each host
         self.prepare_data_per_node = False
 
+    @abstractmethod
     def prepare_data(self) -> None:
         """Make the banks; called by Lightning on the first process, behind a barrier."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stream(self, rank: int) -> torch.utils.data.IterableDataset[Any]:
         """Images (channel, y, x) without end, for the process of this rank."""
-        raise NotImplementedError
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         """Batches (batch, channel, y, x) without end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -64,7 +65,7 @@ SettingsT = TypeVar("SettingsT", bound=RunSettings)
 AverageT = TypeVar("AverageT", bound="Average")
 
 
-class PeriodicReport(Callback, Generic[SettingsT, AverageT]):
+class PeriodicReport(Callback, ABC, Generic[SettingsT, AverageT]):
     """Every `save_every` steps and at the end: a row of `curve.csv`, pictures, and the prior's file.
 
     Parameters
@@ -92,9 +93,9 @@ class PeriodicReport(Callback, Generic[SettingsT, AverageT]):
         """Whether this many steps call for a report."""
         return step % self.settings.save_every == 0 or step == self.settings.steps
 
+    @abstractmethod
     def report(self, step: int, module: Any, loss: torch.Tensor | None) -> None:
         """Write `curve.csv`, `samples.png` and the prior."""
-        raise NotImplementedError
 
     def write_row(self, step: int, loss: torch.Tensor | None, found: dict[str, Any]) -> None:
         """Append to `curve.csv`: step, seconds and loss, and what else `COLUMNS` has."""

@@ -50,7 +50,8 @@ class VAETraining(pl.LightningModule):
         """Loss of a batch (batch, parts, y, x), in nats a number (pixel and part)."""
         stage = stage_of(self.settings, self.trainer.global_step)
         loss = self.loss(with_air_noise(images, self.settings.air_noise), stage)
-        # worse than the residual of a black image: without normalisation the mean's blocks diverge at too high a rate
+        # that of a mean square residual of about 1, where images are at most about 1 and a black one would leave far
+        # less: without normalisation the mean's blocks diverge at too high a rate
         ceiling = 0.5 / self.settings.mean_sigma**2 if stage == 1 else torch.finfo(torch.float32).max
         value = float(loss.detach())
         if not value <= ceiling:  # false for NaN

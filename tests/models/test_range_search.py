@@ -15,7 +15,10 @@ from pydantic import ValidationError
 from scanprior.models.forward import SenseModel
 from scanprior.models.magnitude_prior import smooth_phase
 from scanprior.models.methods import METHODS, reconstruct
+from scanprior.models.narnhofer import NarnhoferSettings, tune_weights
+from scanprior.models.range_search import Found, Search
 from scanprior.models.scan import Reconstruction, Scan
+from scanprior.models.vae_objective import VAEObjective
 from scanprior.models.vae_prior import VAEPrior, build_vae
 from support import random_complex
 
@@ -156,6 +159,35 @@ def test_tuning_goes_below_the_range_and_stops_at_the_noise() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(weight.requires_grad for weight in prior.vae.mean_decoder.parameters())
     assert torch.equal(run("range", scan, prior).image, only.image)
+
+
+class EarlyGoal(Search):
+    """Says that the noise is reached after the first step."""
+
+    looks = 0
+
+    def misfit(self, image: torch.Tensor) -> float:
+        self.looks += 1
+        return 0.0 if self.looks == 2 else float("inf")
+
+
+def test_the_last_objective_is_that_of_the_image() -> None:
+    """Steps so long that Adam goes up: where the discrepancy principle stops it, the lowest so far is of another."""
+    prior = Generator(SHAPE, dtype=torch.float64)
+    scan = scan_of(prior, outside=0.3)
+    problem = VAEObjective(prior, SenseModel.of(scan), scan.kspace, None, 0.1, 1.0, 1.0)
+    search = EarlyGoal(problem, prior, 1.0, "narnhofer")
+    z = torch.zeros(1, 1, LATENTS, dtype=torch.float64)
+    with torch.no_grad():
+        image = search.generate(z)
+        before = float(search.value(z, image))
+    begin = Found(z, image, [before], 0, "iterations")
+    settings = NarnhoferSettings(weight_rate=1.0, weight_iterations=10)
+    found = tune_weights(search, begin, 1.0, settings, lambda step: None)
+    assert (found.stopped, found.iterations) == ("discrepancy", 1)
+    with torch.no_grad():
+        assert found.history == [before, pytest.approx(float(search.value(found.z, found.image)), rel=1e-12)]
+    assert found.history[-1] > 1.1 * before
 
 
 def test_tuning_in_two_threads_at_once() -> None:

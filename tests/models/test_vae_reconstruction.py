@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from linear_vae import LATENTS, CurvedVAE, LinearVAE
+from linear_vae import LATENTS, CurvedVAE, DenseFactor, LinearVAE
 from pydantic import ValidationError
 from scanprior.models.forward import SenseModel
 from scanprior.models.magnitude_prior import smooth_phase
@@ -132,11 +132,14 @@ def test_std_is_that_of_the_gaussian(parts: int) -> None:
 
 
 @pytest.mark.parametrize("form", ["fast", "published"])
+@pytest.mark.parametrize("latents", ["joint", "marginal"])
 @pytest.mark.parametrize("prior", [LinearVAE(SHAPE), CurvedVAE(SHAPE, 2)], ids=["linear", "curved"])
-def test_the_objective_never_rises(form: str, prior: LinearVAE) -> None:
+def test_the_objective_never_rises(form: str, latents: str, prior: LinearVAE) -> None:
     scan, _ = scan_of(prior)
     steps: list[tuple[int, int]] = []
-    settings = VAESettings.model_validate({"form": form, "samples": 0, "starts": 3, "iterations": 40})
+    settings = VAESettings.model_validate(
+        {"form": form, "latents": latents, "samples": 0, "starts": 3, "iterations": 40}
+    )
     found = vae(scan, prior, settings, lambda step, total: steps.append((step, total)))
     history = found.info["objective"]
     assert all(after <= before for before, after in itertools.pairwise(history))
@@ -157,6 +160,32 @@ def test_the_fast_form_is_lower_with_far_fewer_evaluations() -> None:
     assert 5 * quick.info["nfe"] < slow.info["nfe"]
 
 
+@pytest.mark.parametrize("form", ["fast", "published"])
+@pytest.mark.parametrize("latents", ["joint", "marginal"])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_evaluations_are_those_of_one_slice_from_all_starts(
+    form: str, latents: str, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted where the images are made: all that the decoder made, over the number of slices."""
+    prior = CurvedVAE(SHAPE)
+    scan, _ = scan_of(prior)
+    made = 0
+    decode = prior.decode
+
+    def counted(z: torch.Tensor) -> tuple[torch.Tensor, DenseFactor]:
+        nonlocal made
+        made += len(z)
+        return decode(z)
+
+    prior.decode = counted  # type: ignore[method-assign]
+    starts, slices = 3, 2
+    pixels = SHAPE[0] * SHAPE[1] * starts
+    monkeypatch.setattr("scanprior.models.vae_reconstruction.GRADIENT_PIXELS", pixels * slices // pieces)
+    stack = replace(scan, kspace=torch.stack([scan.kspace] * slices))
+    found = run(stack, prior, form=form, latents=latents, starts=starts, iterations=7, samples=2)
+    assert found.info["nfe"] == made // slices
+
+
 def test_of_several_starts_the_lowest_wins() -> None:
     """From far away L-BFGS finds a minimum of a decoder that repeats itself, not the lowest one."""
     prior = CurvedVAE(SHAPE, curve=torch.sin)
@@ -170,13 +199,14 @@ def test_of_several_starts_the_lowest_wins() -> None:
     assert several.info["nfe"] > one.info["nfe"]
 
 
-def test_slices_of_a_batch_are_not_mixed() -> None:
+@pytest.mark.parametrize("latents", ["joint", "marginal"])
+def test_slices_of_a_batch_are_not_mixed(latents: str) -> None:
     """The first slice is by far the brightest, so that it alone sets the intensity scale that all share."""
     prior = CurvedVAE(SHAPE, dtype=torch.float64)
     a, b, c, d = (scan_of(prior, seed=seed)[0] for seed in (5, 6, 7, 8))
     first = replace(a, kspace=torch.stack([3 * a.kspace, b.kspace * a.mask, c.kspace * a.mask]))
     second = replace(a, kspace=torch.stack([3 * a.kspace, b.kspace * a.mask, d.kspace * a.mask]))
-    found, other = (run(scan, prior, samples=2, starts=2) for scan in (first, second))
+    found, other = (run(scan, prior, samples=2, starts=2, latents=latents) for scan in (first, second))
     assert found.std is not None
     assert found.image.shape == found.std.shape == (3, *SHAPE)
     assert found.info["scale"] == other.info["scale"]

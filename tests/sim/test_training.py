@@ -12,7 +12,7 @@ import torch
 from scanprior.models.magnitude_prior import MagnitudePrior
 from scanprior.models.prior import PriorError, load_prior
 from scanprior.sim.augmentation import fourier_resize, random_contrast, random_image
-from scanprior.sim.bank_data import split_by_subject
+from scanprior.sim.bank_data import make_banks, split_by_subject
 from scanprior.sim.banks import prepare_banks, validation_patches
 from scanprior.sim.image_sources import ImageStack, find_images, load_images
 from scanprior.sim.patch_bank import BANK_PATCH, PatchBank, write_bank
@@ -166,6 +166,26 @@ def test_a_folder_keeps_to_its_data(data: Path, tmp_path: Path) -> None:
     np.savez(data / "more.npz", slices=np.ones((2, 32, 32), np.float32))
     with pytest.raises(FileExistsError, match="holds patches of other data"):
         prepare_banks([data], run, settings)
+
+
+def test_banks_that_no_note_tells_the_data_of_are_made_again(tmp_path: Path) -> None:
+    """A run that ended between the banks and the note of their data left banks; a run with other data shall not have
+    them."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("old", "new"):
+        np.savez(tmp_path / f"{name}.npz", slices=RNG.random((2, 16, 16)).astype(np.float32))
+
+    def write(path: Path, stacks: list[ImageStack]) -> None:
+        np.save(path, stacks[0].slices[0])
+
+    training, validation = folder / "training.npy", folder / "validation.npy"
+    for data in ("old", "new"):
+        make_banks([tmp_path / f"{data}.npz"], folder, (training, write), (validation, write))
+        (folder / "data.txt").unlink()
+    wanted = load_images(tmp_path / "new.npz").slices[0]
+    for bank in (training, validation):
+        np.testing.assert_array_equal(np.load(bank), wanted)
 
 
 def test_split_keeps_subjects_apart(data: Path) -> None:
