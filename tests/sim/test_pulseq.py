@@ -188,6 +188,20 @@ def test_tse_is_balanced_between_refocusing_pulses() -> None:
     assert phases["excitation"] - phases["refocusing"] == pytest.approx(math.pi / 2)
 
 
+@pytest.mark.parametrize("order", ["centre-out", "interleaved"])
+@pytest.mark.parametrize("echo", range(4))
+def test_tse_without_dc_has_the_effective_te_of_one_of_the_two_nearest_lines(order: str, echo: int) -> None:
+    mask = np.zeros((16, 1), bool)
+    mask[[0, 2, 5, 7, 9, 11, 13, 15]] = True  # 7 and 9 lie as near to DC
+    whole = replace(lines_mask(16, 0, columns=16), mask=mask, acs=np.zeros_like(mask))
+    table = SamplingTable(whole, OrderSettings(order, 4, echo))
+    protocol = PulseqProtocol("tse", te_ms=12.0 * (echo + 1), echo_spacing_ms=12, noise_readouts=0, dwell_us=20)
+    sequence = build_sequence(table, protocol)
+    assert sequence.get_definition("TE") == pytest.approx(12e-3 * (echo + 1))
+    labels = sequence.evaluate_labels(evolution="adc")
+    assert labels["SEG"][labels["LIN"] == 7].tolist() == [echo]
+
+
 def test_a_train_with_no_line_for_an_echo_takes_as_long(tmp_path: Path) -> None:
     assert TRAINS.mask.samples % 4
     rows = TRAINS.mask.samples * TSE.slices
