@@ -15,6 +15,8 @@ from scanprior.sim.pulseq_protocol import effective_echo as effective_echo_of
 from scanprior.sim.sampling_table import SamplingTable, TableError, sidecar_path
 from scanprior.sim.tables import TABLE_FORMATS, TableFormat, read_table, write_table
 
+from .option_numbers import lengths
+
 _OF_ONE_SEQUENCE = {"echo_spacing_ms": "tse", "refocusing_deg": "tse", "rf_spoil_deg": "gre"}
 _PULSEQ = "Pulseq"
 
@@ -83,7 +85,7 @@ def export_mask(
     try:
         loaded = load_mask(mask)
         if fov is not None:
-            loaded = replace(loaded, fov_mm=_lengths(fov))
+            loaded = replace(loaded, fov_mm=lengths("--fov", fov))
         write = None
         if format_ == "pulseq":
             protocol = _protocol(asked)
@@ -167,14 +169,6 @@ def _pulseq_writer(protocol: PulseqProtocol) -> Any:
             raise
         return None
     return partial(write_pulseq, protocol=protocol)
-
-
-def _lengths(text: str) -> tuple[float, float, float]:
-    try:
-        x, y, z = (float(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"--fov: expected three lengths x,y,z in mm, got {text!r}") from None
-    return x, y, z
 
 
 def _plot(path: Path, table: SamplingTable) -> None:

@@ -123,10 +123,11 @@ class MaskPlan:
         for image in self.validation:
             if image.key in known:
                 raise MaskLearningError(f"{image.name} is of the training images too: validate on others")
-        known |= {image.key for image in self.validation}
+        validating = {image.key for image in self.validation}
         for image in self.test:
-            if image.key in known:
-                raise MaskLearningError(f"{image.name} is of the training images too: test on others")
+            if image.key in known | validating:
+                of = "training" if image.key in known else "validation"
+                raise MaskLearningError(f"{image.name} is of the {of} images too: test on others")
 
 
 Tell = Callable[[str, int, int], None]

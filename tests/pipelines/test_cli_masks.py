@@ -50,8 +50,19 @@ def test_a_mask_of_each_family(family: str, tmp_path: Path) -> None:
         (["poisson-2d", "--matrix", "48"], "of points, expected y,z, found '48'"),
         (["uniform-1d", "--matrix", "48", "--r", "0.5"], "got 0.5"),
         (["uniform-1d", "--matrix", "48", "--r", "9", "--acs", "12"], "expected 1 to 4.00, got 9"),
-        (["uniform-1d", "--matrix", "x"], "--matrix: expected numbers"),
-        (["uniform-1d", "--fov", "1,2"], "--fov: expected x,y,z"),
+        (["uniform-1d", "--matrix", "x"], "--matrix: expected whole numbers from 1 with commas between, found 'x'"),
+        (["uniform-1d", "--matrix", "inf"], "--matrix: expected whole numbers from 1 with commas between, found 'inf'"),
+        (["poisson-2d", "--matrix", "nan,32"], "--matrix: expected whole numbers"),
+        (["poisson-2d", "--matrix", "32.7,99"], "--matrix: expected whole numbers"),
+        (["poisson-2d", "--matrix", "32,-99"], "--matrix: expected whole numbers"),
+        (["poisson-2d", "--matrix", "32,99,1"], "of points, expected y,z, found '32,99,1'"),
+        (["uniform-1d", "--matrix", "32,99,1"], "of lines, expected y, found '32,99,1'"),
+        (["uniform-1d", "--matrix", "7"], "--matrix: expected sizes from 8 to 65535, found '7'"),
+        (["uniform-1d", "--matrix", "70000"], "--matrix: expected sizes from 8 to 65535, found '70000'"),
+        (["uniform-1d", "--matrix", "48", "--r", "inf"], "R: with"),
+        (["radial", "--matrix", "48,48", "--r", "inf"], "spokes: expected a whole number from 1, got inf"),
+        (["uniform-1d", "--fov", "1,2"], "--fov: expected three lengths x,y,z"),
+        (["uniform-1d", "--fov", "230,inf,4"], "fov_mm: expected three lengths"),
     ],
 )
 def test_masks_that_are_refused(arguments: list[str], complaint: str, tmp_path: Path) -> None:
@@ -60,6 +71,18 @@ def test_masks_that_are_refused(arguments: list[str], complaint: str, tmp_path: 
     assert result.exit_code == 1
     assert complaint in words(result)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fov"),
+    [(["uniform-1d", "--matrix", "48"], (230, 230, 4)), (["poisson-2d", "--matrix", "48,24"], (230, 230, 115))],
+)
+def test_the_usual_field_of_view_has_voxels_that_can_be_meant(
+    arguments: list[str], fov: tuple[float, ...], tmp_path: Path
+) -> None:
+    result = cli.invoke(app, ["make-mask", arguments[0], str(tmp_path / "m.npz"), *arguments[1:]])
+    assert result.exit_code == 0, result.output
+    assert load_mask(tmp_path / "m.npz").fov_mm == fov
 
 
 @pytest.mark.parametrize(
@@ -116,7 +139,7 @@ def test_learning_writes_mask_pictures_and_report(
 
 
 def test_learning_that_is_refused(tmp_path: Path, prior: Path) -> None:
-    train = stack(tmp_path / "train.npz", 1)
+    train, other = stack(tmp_path / "train.npz", 1), stack(tmp_path / "other.npz", 2)
     fixed = ["learn-mask", "--data", str(train), "--images", "2", "--out", str(tmp_path / "out"), "--prior", str(prior)]
     for options, complaint in (
         (["--r", "9", "--acs", "12"], "R 9: with 12 ACS lines of 48 expected 1 to 4.00"),
@@ -128,6 +151,10 @@ def test_learning_that_is_refused(tmp_path: Path, prior: Path) -> None:
         (["--prior", "nothing"], "'nothing' not found"),
         (["--test", str(train)], "is of the training images too: test on others"),
         (["--validation", str(train), "--validation-images", "2"], "is of the training images too: validate on others"),
+        (
+            ["--validation", str(other), "--validation-images", "2", "--test", str(other)],
+            "is of the validation images too: test on others",
+        ),
         (["--images", "9"], "9 images asked for"),
     ):
         result = cli.invoke(app, [*fixed, *options])
