@@ -16,10 +16,11 @@ from scanprior.models.recipe import Recipe
 from scanprior.sim.evaluation import Condition, FullScan, draw, scan_fully
 from scanprior.sim.mask_comparison import Interval, Pattern, difference, family, fixed, scores, weights_hash
 from scanprior.sim.mask_families import FAMILIES, make_mask
-from scanprior.sim.mask_file import SamplingMask, save_mask
+from scanprior.sim.mask_file import FORMAT, SamplingMask, check_own, save_mask
 from scanprior.sim.mask_learning import Learned, LearningSettings, Validate, learn
 from scanprior.sim.mask_objectives import Example, ObjectiveSettings
 from scanprior.sim.masks import Sampling, acs_lines, acs_square
+from scanprior.sim.whole_files import whole_files
 
 from .evaluate_plan import TestImage
 from .mask_pictures import write_learning_picture, write_mask_picture
@@ -140,6 +141,7 @@ def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: t
     Returns the path of the mask file, which is written before the comparison begins.
     """
     plan.check()
+    check_own(out / "mask.json", FORMAT)  # now, not after hours
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     train, validation, test = (
@@ -294,6 +296,5 @@ def _told(interval: Interval, digits: int) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole_files(path.parent) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")

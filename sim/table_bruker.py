@@ -33,8 +33,8 @@ def write_bruker(path: Path, table: SamplingTable) -> None:
     if not np.array_equal(points, _product(ky, kz)):
         raise TableError(
             f"{path}: a Bruker table plays every step of one list for each of the other; in this order this mask of "
-            "points is no such product. Lines always fit, and every ky of each kz in the order linear; any other points need "
-            "another format, such as csv"
+            "points is no such product. Lines always fit, and every ky of each kz in the order linear; other points "
+            "need another format, such as csv"
         )
     ny, nz = table.mask.mask.shape
     arrays = {"PVM_Matrix": table.mask.matrix[: 2 if nz == 1 else 3], "PVM_EncSteps1": ky - ny // 2}

@@ -73,6 +73,15 @@ def test_masks_that_are_refused(arguments: list[str], complaint: str, tmp_path: 
     assert not out.exists()
 
 
+def test_an_unrelated_json_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "h.json").write_text('{"mine": 1}')
+    result = cli.invoke(app, ["make-mask", "uniform-1d", str(tmp_path / "h.npz"), "--matrix", "48"])
+    assert result.exit_code == 1
+    assert "h.json: is there already and is no description of ours" in words(result)
+    assert [path.name for path in tmp_path.iterdir()] == ["h.json"]
+    assert (tmp_path / "h.json").read_text() == '{"mine": 1}'
+
+
 @pytest.mark.parametrize(
     ("arguments", "fov"),
     [(["uniform-1d", "--matrix", "48"], (230, 230, 4)), (["poisson-2d", "--matrix", "48,24"], (230, 230, 115))],

@@ -67,9 +67,7 @@ def test_bruker_holds_products_and_nothing_else(tmp_path: Path) -> None:
         SamplingTable(points_mask(), OrderSettings()),
         SamplingTable(mask, OrderSettings("centre-out")),  # the mask is a product, its order is not
     ):
-        with pytest.raises(
-            TableError, match=r"no such product\. Lines .* order linear; .* another format, such as csv"
-        ):
+        with pytest.raises(TableError, match=r"no such product\. Lines .* linear; .* another format, such as csv"):
             written(tmp_path, bad, "bruker")
 
 
@@ -288,3 +286,35 @@ def test_names_and_missing_files(tmp_path: Path) -> None:
     sidecar_path(path).unlink()
     with pytest.raises(TableError, match="has this file beside it"):
         read_table(path)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE_FORMATS if name != "pulseq"])
+def test_a_table_that_does_not_read_back_leaves_what_was_there(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, small_table(), name)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    other = SamplingTable(random_mask((8, 1), (2, 1), 5), OrderSettings())
+    own = TABLE_FORMATS[name].write
+
+    def wrong(target: Path, table: SamplingTable) -> None:
+        own(target, small_table())
+
+    with pytest.raises(TableError) as refused:
+        write_table(path, other, name, wrong)
+    assert str(refused.value).startswith(f"{tmp_path}/table")
+    assert ".partial" not in str(refused.value)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_file_of_another_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "table.csv.json").write_text('{"format": "other"}')
+    with pytest.raises(TableError, match=r"table\.csv\.json: is there already"):
+        written(tmp_path, small_table(), "csv")
+    assert [file.name for file in tmp_path.iterdir()] == ["table.csv.json"]
+
+
+def test_a_name_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TableError, match=r"^table\.txt: a Bruker table"):
+        write_table(Path("table.txt"), SamplingTable(points_mask(), OrderSettings()), "bruker")
+    write_table(Path("table.csv"), small_table(), "csv")
+    assert {file.name for file in tmp_path.iterdir()} == {"table.csv", "table.csv.json"}
