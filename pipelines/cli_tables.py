@@ -26,10 +26,16 @@ def export_mask(
     format_: Annotated[str, typer.Option("--format", help=f"One of {', '.join(TABLE_FORMATS)}.")],
     out: Annotated[Path | None, typer.Option(help="File to write; else beside the mask, with its name.")] = None,
     order: Annotated[
-        str | None, typer.Option(help=f"{', '.join(ORDERS)}; else linear, and interleaved for tse.")
+        str | None,
+        typer.Option(
+            help=f"{', '.join(ORDERS)}; else linear, and interleaved for tse. Where an early or late echo measures DC, "
+            "interleaved puts the first echo beside the last near DC, centre-out does not."
+        ),
     ] = None,
     echo_train: Annotated[int, typer.Option(min=1, help="Points a shot measures.")] = 1,
-    effective_echo: Annotated[int | None, typer.Option(help="Echo of the train, from 0, that measures DC.")] = None,
+    effective_echo: Annotated[
+        int | None, typer.Option(help="Echo of the train, from 0, that measures DC; see --order.")
+    ] = None,
     fov: Annotated[str | None, typer.Option(help="Field of view x,y,z in mm (z: thickness); else the mask's.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG of the order to write.")] = None,
     sequence: Annotated[
@@ -44,6 +50,9 @@ def export_mask(
     echo_spacing: Annotated[float | None, typer.Option(help="ms, tse; else 10.", rich_help_panel=_PULSEQ)] = None,
     slices: Annotated[int | None, typer.Option(help="2-D; else 1.", rich_help_panel=_PULSEQ)] = None,
     gap: Annotated[float | None, typer.Option(help="mm between slices; else 0.", rich_help_panel=_PULSEQ)] = None,
+    slab_fraction: Annotated[
+        float | None, typer.Option(help="3-D: slab over field of view along z; else 0.8.", rich_help_panel=_PULSEQ)
+    ] = None,
     dummies: Annotated[
         int | None, typer.Option(help="Excitations of each slice before the data; else 0.", rich_help_panel=_PULSEQ)
     ] = None,
@@ -71,7 +80,8 @@ def export_mask(
     """
     asked = {
         "sequence": sequence, "te_ms": te, "tr_ms": tr, "flip_deg": flip, "refocusing_deg": refocusing,
-        "echo_spacing_ms": echo_spacing, "slices": slices, "slice_gap_mm": gap, "dummy_scans": dummies,
+        "echo_spacing_ms": echo_spacing, "slices": slices, "slice_gap_mm": gap,
+        "slab_fraction": slab_fraction, "dummy_scans": dummies,
         "noise_readouts": noise_readouts, "oversampling": oversampling, "dwell_us": dwell,
         "spoil_cycles": spoil_cycles, "rf_spoil_deg": rf_spoil, "negate_phase": negate_phase,
         "max_grad_mt_m": max_grad, "max_slew_t_m_s": max_slew, "version": pulseq_version,
