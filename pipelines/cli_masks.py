@@ -70,7 +70,9 @@ def make_mask(
 
 def learn_mask(
     data: Annotated[list[Path], typer.Option(help="Training images (as of train); may be given often.")],
-    out: Annotated[Path, typer.Option(help="Folder for the mask, its pictures and the report.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the mask, its pictures and the report; the same again resumes a cut run.")
+    ],
     r: Annotated[float, typer.Option("--r", min=1, help="Undersampling factor, ACS counted.")] = 4.0,
     kind: Annotated[str, typer.Option(help="lines, or points of two phase encodings.")] = "lines",
     acs: Annotated[int | None, typer.Option(min=0, help=_ACS)] = None,
@@ -109,7 +111,8 @@ def learn_mask(
     """Learn which lines (or points) of k-space to acquire, for a prior, from a few images.
 
     Writes mask.npz and mask.json (exactly the asked number of samples), mask.png, learning.png (drawn as it goes) and
-    report.md: the mask against the families on the test images, with 95 % confidence intervals.
+    report.md: the mask against the families on the test images, with 95 % confidence intervals. A run that was cut goes
+    on where it was when the same command is given again.
 
     Example: scanprior learn-mask --data train.npz --images 5 --test test.npz --r 6 --prior small --out learned/
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from scanprior.models.diffusion_prior import DiffusionPrior
 from scanprior.models.recipe import Recipe
 from scanprior.sim.evaluation import Condition, FullScan, draw, scan_fully
+from scanprior.sim.mask_checkpoint import Checkpoint
 from scanprior.sim.mask_comparison import Interval, Pattern, difference, family, fixed, scores, weights_hash
 from scanprior.sim.mask_families import FAMILIES, make_mask
 from scanprior.sim.mask_file import FORMAT, SamplingMask, check_own, save_mask
@@ -27,6 +29,9 @@ from .mask_pictures import write_learning_picture, write_mask_picture
 
 DRAW_EVERY = 20.0
 """Seconds between pictures of the learning."""
+
+CHECKPOINT = "learning.safetensors"
+"""Of a learning that is not finished."""
 
 BASELINES = {1: ("uniform-1d", "gaussian-1d"), 2: ("gaussian-2d", "poisson-2d")}
 BEST_OF = {1: "gaussian-1d", 2: "poisson-2d"}
@@ -138,19 +143,32 @@ Tell = Callable[[str, int, int], None]
 def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: torch.device, tell: Tell) -> Path:
     """Learn the mask and write `mask.npz`, `mask.json`, `mask.png`, `learning.png`, `learning.json` and `report.md`.
 
+    As it learns, `CHECKPOINT` in the folder keeps its state: a run that was cut goes on from there when it is called
+    again alike. It is removed at the end.
+
     Returns the path of the mask file, which is written before the comparison begins.
+
+    Raises
+    ------
+    MaskLearningError
+        If the plan cannot be carried out.
+    ValueError
+        If the folder holds an unfinished learning of another kind, or a mask.json that is not ours.
     """
     plan.check()
     check_own(out / "mask.json", FORMAT)  # now, not after hours
+    checkpoint = Checkpoint(out / CHECKPOINT, _key(plan, prior))
+    kept = checkpoint.load()
     out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
     train, validation, test = (
         [scan_fully(image.pixels, plan.condition, plan.seed) for image in images]
         for images in (plan.train, plan.validation or plan.train, plan.test)
     )
     examples = [Example.of(scan, prior, device) for scan in train]
     validate = _validation(plan, validation, prior, device)
-    losses: list[float] = []
+    losses: list[float] = [] if kept is None else list(kept.facts["losses"])
+    if kept is not None:
+        tell("goes on where it was cut", 0, 1)
     label = "probability" if plan.settings.learner == "gumbel" else "order of choice (1: first)"
     drawn_at = [time.perf_counter()]
 
@@ -161,8 +179,8 @@ def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: t
             write_learning_picture(out / "learning.png", probabilities, plan.inner, losses, [], label=label)
             drawn_at[0] = time.perf_counter()
 
-    found = learn(plan.inner, plan.samples, examples, prior, plan.objective, plan.settings, validate, watch)
-    seconds = time.perf_counter() - began
+    found = learn(plan.inner, plan.samples, examples, prior, plan.objective, plan.settings, validate, watch, checkpoint)
+    seconds = checkpoint.seconds
     mask = _mask_of(plan, found, prior)
     save_mask(out / "mask.npz", mask)
     write_mask_picture(out / "mask.png", mask)
@@ -178,7 +196,24 @@ def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: t
     )  # fmt: skip
     table = _compare(plan, mask, test, validate, prior, device, tell) if test else {}
     _write_text(out / "report.md", "\n".join(_report(plan, mask, found, seconds, table, prior)) + "\n")
+    checkpoint.remove()
     return out / "mask.npz"
+
+
+def _key(plan: MaskPlan, prior: DiffusionPrior) -> str:
+    """Of everything that the mask depends on."""
+    parts = {
+        "acs": [*plan.inner.shape, plan.acs],
+        "samples": plan.samples,
+        "images": [[image.key for image in images] for images in (plan.train, plan.validation)],
+        "condition": asdict(plan.condition),
+        "objective": plan.objective.model_dump(mode="json"),
+        "settings": plan.settings.model_dump(mode="json"),
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "prior": weights_hash(prior.weights()),
+        "seed": plan.seed,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _validation(plan: MaskPlan, scans: list[FullScan], prior: Any, device: torch.device) -> Validate:

@@ -15,6 +15,7 @@ from scanprior.pipelines.cli import app
 from scanprior.sim.mask_comparison import Interval, difference, weights_hash
 from scanprior.sim.mask_families import FAMILIES
 from scanprior.sim.mask_file import load_mask
+from scanprior.sim.mask_objectives import judge
 
 
 @pytest.fixture
@@ -145,6 +146,51 @@ def test_learning_writes_mask_pictures_and_report(
     assert again.exit_code == 0, again.output
     assert load_mask(tmp_path / "again" / "mask.npz").sha256 == mask.sha256
     assert "Not compared" in (tmp_path / "again" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("learner", ["gumbel", "greedy"])
+def test_a_cut_run_goes_on(learner: str, tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = stack(tmp_path / "train.npz", 1)
+    fixed = ["learn-mask", "--data", str(train), "--images", "2", "--prior", str(prior), "--coils", "1", "--acs", "8"]
+    fixed += ["--learner", learner, "--steps", "6", "--together", "1", "--shortlist", "2", "--device", "cpu"]
+    fixed += ["--objective", "data-consistency", "--best-of", "0"]
+    fixed += ["--method", "pnp-admm:samples=0,iterations=2,sigma_start=0.5,sigma=0.3,penalty=3"]
+    out = tmp_path / "out"
+    assert cli.invoke(app, [*fixed, "--r", "4", "--out", str(tmp_path / "whole")]).exit_code == 0
+    expected = load_mask(tmp_path / "whole" / "mask.npz")
+    assert not (tmp_path / "whole" / "learning.safetensors").exists()
+
+    monkeypatch.setattr("scanprior.sim.mask_checkpoint.Checkpoint.due", lambda self: True)
+    calls = []
+
+    def counted(*arguments: object) -> object:
+        calls.append(len(calls))
+        if len(calls) == 5:
+            raise RuntimeError("the machine is gone")
+        return judge(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scanprior.sim.mask_learning.judge", counted)
+        result = cli.invoke(app, [*fixed, "--r", "4", "--out", str(out)])
+    assert result.exit_code == 1
+    assert "the machine is gone" in words(result)
+    assert [path.name for path in out.iterdir()] == ["learning.safetensors"]
+    refused = cli.invoke(app, [*fixed, "--r", "3", "--out", str(out)])
+    assert refused.exit_code == 1
+    assert "learning.safetensors: an unfinished learning with other settings, images or prior" in words(refused)
+    assert [path.name for path in out.iterdir()] == ["learning.safetensors"]
+
+    before = len(calls)
+    with monkeypatch.context() as patch:
+        patch.setattr("scanprior.sim.mask_learning.judge", counted)
+        result = cli.invoke(app, [*fixed, "--r", "4", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert load_mask(out / "mask.npz").sha256 == expected.sha256
+    assert not (out / "learning.safetensors").exists()
+    # 6 steps of one image, or 4 of two: four judges were made before the cut, the rest after it
+    assert len(calls) - before == (2 if learner == "gumbel" else 4)
+    losses = [json.loads((folder / "learning.json").read_text())["losses"] for folder in (out, tmp_path / "whole")]
+    assert losses[0] == losses[1]
 
 
 def test_learning_that_is_refused(tmp_path: Path, prior: Path) -> None:
