@@ -224,9 +224,16 @@ def default_acs(family: str, shape: tuple[int, int], r: float) -> int:
     4 dB on T1 slices, until kernels were made to fit the lines (`espirit_maps`); 12 are enough for the usual kernel.
     But never more than three quarters of the lines, and at least 8, where the matrix is so small or R so high. Families
     that are not told R have the centre that their paper gives them.
+
+    Raises
+    ------
+    ValueError
+        If R is below 1 or not finite.
     """
     if FAMILIES[family].amount != "R":
         return OWN_ACS[family]
+    if not 1 <= r < math.inf:
+        raise ValueError(f"R: expected a finite number from 1, got {r:g}")
     if FAMILIES[family].dimensions == 1:
         wanted, most = 0.32 * shape[0] / r, max(8, int(0.75 * shape[0] / r))
     else:

@@ -103,22 +103,31 @@ def sidecar_path(path: Path) -> Path:
 
 
 def write_sidecar(path: Path, table: SamplingTable, name: str, status: str) -> None:
-    """Write the JSON file beside the table `path` of the format `name`."""
+    """Write the JSON file beside the table `path` of the format `name`.
+
+    Raises
+    ------
+    TableError
+        If the mask's own facts are not what it can hold.
+    """
     mask, settings = table.mask, table.settings
-    sidecar = TableSidecar.model_validate(
-        {
-            "format": FORMAT,
-            "version": 1,
-            "table": name,
-            "status": status,
-            "acs_start": (_first(mask.acs, 1), _first(mask.acs, 0)),
-            "order": asdict(settings),
-            "prior": mask.prior,
-            "prior_sha256": mask.prior_sha256,
-            **description(mask),
-        }
-    )
-    sidecar_path(path).write_text(sidecar.text(), encoding="utf-8")
+    own = {
+        "format": FORMAT,
+        "version": 1,
+        "table": name,
+        "status": status,
+        "acs_start": (_first(mask.acs, 1), _first(mask.acs, 0)),
+        "order": asdict(settings),
+        "prior": mask.prior,
+        "prior_sha256": mask.prior_sha256,
+    }
+    try:
+        text = TableSidecar.model_validate(own | description(mask)).text()
+    except ValidationError as error:
+        raise TableError(f"{path}: cannot be described: {explain(error)}") from None
+    except (TypeError, ValueError) as error:
+        raise TableError(f"{path}: settings that JSON cannot hold: {error}") from None
+    sidecar_path(path).write_text(text, encoding="utf-8")
 
 
 def read_sidecar(path: Path) -> TableSidecar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -365,3 +366,17 @@ def test_a_name_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write_table(Path("table.txt"), SamplingTable(points_mask(), OrderSettings()), "bruker")
     write_table(Path("table.csv"), small_table(), "csv")
     assert {file.name for file in tmp_path.iterdir()} == {"table.csv", "table.csv.json"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"asked_r": 0.5}, r"table\.csv: cannot be described: asked_r"),
+        ({"settings": {"step": float("nan")}}, r"table\.csv: settings that JSON cannot hold"),
+        ({"settings": {"step": np.ones(2)}}, r"table\.csv: (cannot be described|settings that JSON cannot hold)"),
+    ],
+)
+def test_facts_that_the_sidecar_cannot_hold(tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(TableError, match=message):
+        written(tmp_path, SamplingTable(replace(small_table().mask, **change), OrderSettings()), "csv")
+    assert not list(tmp_path.iterdir())
