@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from scanprior.sim.masks import Sampling, acs_lines, acs_square
 from scanprior.sim.whole_files import whole_files
 
 from .evaluate_plan import TestImage
+from .kept_results import KeptResults
 from .mask_pictures import write_learning_picture, write_mask_picture
 
 DRAW_EVERY = 20.0
@@ -32,6 +34,9 @@ DRAW_EVERY = 20.0
 
 CHECKPOINT = "learning.safetensors"
 """Of a learning that is not finished."""
+
+COMPARISON = "comparison.json"
+"""Results of a comparison that is not finished."""
 
 BASELINES = {1: ("uniform-1d", "gaussian-1d"), 2: ("gaussian-2d", "poisson-2d")}
 BEST_OF = {1: "gaussian-1d", 2: "poisson-2d"}
@@ -143,8 +148,8 @@ Tell = Callable[[str, int, int], None]
 def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: torch.device, tell: Tell) -> Path:
     """Learn the mask and write `mask.npz`, `mask.json`, `mask.png`, `learning.png`, `learning.json` and `report.md`.
 
-    As it learns, `CHECKPOINT` in the folder keeps its state: a run that was cut goes on from there when it is called
-    again alike. It is removed at the end.
+    As it goes, `CHECKPOINT` and `COMPARISON` in the folder keep its state: a run that was cut goes on from there when
+    it is called again alike. They are removed at the end.
 
     Returns the path of the mask file, which is written before the comparison begins.
 
@@ -194,8 +199,10 @@ def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: t
              "probabilities": found.probabilities.ravel().tolist()}
         ),
     )  # fmt: skip
-    table = _compare(plan, mask, test, validate, prior, device, tell) if test else {}
+    kept_results = KeptResults(out / COMPARISON, _comparison_key(plan, mask, prior))
+    table = _compare(plan, mask, test, validate, prior, device, tell, kept_results) if test else {}
     _write_text(out / "report.md", "\n".join(_report(plan, mask, found, seconds, table, prior)) + "\n")
+    kept_results.remove()
     checkpoint.remove()
     return out / "mask.npz"
 
@@ -214,6 +221,12 @@ def _key(plan: MaskPlan, prior: DiffusionPrior) -> str:
         "seed": plan.seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _comparison_key(plan: MaskPlan, mask: SamplingMask, prior: DiffusionPrior) -> str:
+    """Of everything that the comparison depends on."""
+    parts = [_key(plan, prior), mask.sha256, plan.r, plan.best_of, [image.key for image in plan.test]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _validation(plan: MaskPlan, scans: list[FullScan], prior: Any, device: torch.device) -> Validate:
@@ -253,7 +266,7 @@ def _mask_of(plan: MaskPlan, found: Learned, prior: DiffusionPrior) -> SamplingM
 
 def _compare(
     plan: MaskPlan, mask: SamplingMask, test: list[FullScan], validate: Validate, prior: Any, device: torch.device,
-    tell: Tell,
+    tell: Tell, kept: KeptResults,
 ) -> dict[str, dict[str, list[float]]]:  # fmt: skip
     dimensions = 1 if plan.kind == "lines" else 2
     patterns: dict[str, Pattern] = {"learned": fixed(mask.sampling())}
@@ -265,7 +278,7 @@ def _compare(
             tell(f"draws of {name}", number, plan.best_of)
             drawn = make_mask(name, plan.shape, plan.r, plan.acs, draw(plan.seed, "best of", name, str(number)))
             flat = drawn.mask[:, None] if drawn.mask.ndim == 1 else drawn.mask
-            tries.append((validate(flat), number, drawn))
+            tries.append((kept(f"draw {number}", partial(validate, flat)), number, drawn))
         patterns[f"best of {plan.best_of} {name}"] = fixed(max(tries)[2])
     done = 0
     table = {}
@@ -276,7 +289,8 @@ def _compare(
             done += 1
             tell("test images", done, len(patterns) * len(test))
 
-        table[name] = scores(pattern, test, plan.recipe, prior, device, count)
+        table[name] = kept(f"mask {name}", partial(scores, pattern, test, plan.recipe, prior, device, count))
+        done = len(table) * len(test)
     return table
 
 

@@ -12,7 +12,7 @@ from networks import SMALL, small_network
 from scanprior.models.preconditioning import EDMDenoiser
 from scanprior.models.prior import load_prior, save_prior
 from scanprior.pipelines.cli import app
-from scanprior.sim.mask_comparison import Interval, difference, weights_hash
+from scanprior.sim.mask_comparison import Interval, difference, scores, weights_hash
 from scanprior.sim.mask_families import FAMILIES
 from scanprior.sim.mask_file import load_mask
 from scanprior.sim.mask_objectives import judge
@@ -195,6 +195,38 @@ def test_a_cut_run_goes_on(learner: str, tmp_path: Path, prior: Path, monkeypatc
     assert len(calls) - before == (2 if learner == "gumbel" else 4)
     losses = [json.loads((folder / "learning.json").read_text())["losses"] for folder in (out, tmp_path / "whole")]
     assert losses[0] == losses[1]
+
+
+def test_a_cut_comparison_goes_on(tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = stack(tmp_path / "train.npz", 1), stack(tmp_path / "test.npz", 2)
+    fixed = ["learn-mask", "--data", str(train), "--images", "1", "--prior", str(prior), "--coils", "1", "--acs", "8"]
+    fixed += ["--together", "9", "--objective", "data-consistency", "--device", "cpu", "--best-of", "2"]
+    fixed += ["--method", "pnp-admm:samples=0,iterations=2,sigma_start=0.5,sigma=0.3,penalty=3", "--r", "4"]
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    with_test = [*fixed, "--test", str(test)]
+    calls = []
+    assert cli.invoke(app, [*with_test, "--out", str(whole)]).exit_code == 0
+
+    def counted(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == cut:
+            raise RuntimeError("the machine is gone")
+        return scores(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("scanprior.pipelines.mask_learning.scores", counted)
+    # the mask, two draws, learned, uniform-1d, gaussian-1d, the best of the draws
+    cut = 6
+    result = cli.invoke(app, [*with_test, "--out", str(out)])
+    assert result.exit_code == 1
+    assert "the machine is gone" in words(result)
+    assert {"mask.npz", "learning.safetensors", "comparison.json"} < {path.name for path in out.iterdir()}
+    calls.clear()
+    cut = 0
+    assert cli.invoke(app, [*with_test, "--out", str(out)]).exit_code == 0
+    assert len(calls) == 3, "validation of the mask, gaussian-1d, the best of the draws"
+    reports = [(folder / "report.md").read_text().split("On 3 test images")[1] for folder in (out, whole)]
+    assert reports[0] == reports[1]
+    assert not {"learning.safetensors", "comparison.json"} & {path.name for path in out.iterdir()}
 
 
 def test_learning_that_is_refused(tmp_path: Path, prior: Path) -> None:
