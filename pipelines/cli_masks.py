@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-_FOV = "230,230,4"
+from .option_numbers import lengths, sizes
+
+_FOV = (
+    "Field of view x,y,z in mm; of lines z is the thickness. Else 230,230,4 for lines; for points 230,230 and a z that "
+    "makes voxels as long along z as along y."
+)
+_ACS = (
+    "Lines, or edge of the square; else a third of the samples, but 12 to 24, and no more than three quarters of them "
+    "(or 8, where that is more)."
+)
 
 
 def make_mask(
@@ -19,10 +28,8 @@ def make_mask(
     ] = "320,320",
     readout: Annotated[int | None, typer.Option(min=1, help="Samples along x; as many as y.")] = None,
     r: Annotated[float, typer.Option("--r", help="Undersampling, ACS counted; spokes, or probability.")] = 4.0,
-    acs: Annotated[
-        int | None, typer.Option(min=0, help="Lines, or edge of the square; default: a third of the samples, 12 to 24.")
-    ] = None,
-    fov: Annotated[str, typer.Option(help="Field of view x,y,z in mm; of lines z is the thickness.")] = _FOV,
+    acs: Annotated[int | None, typer.Option(min=0, help=_ACS)] = None,
+    fov: Annotated[str | None, typer.Option(help=_FOV)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
 ) -> None:
     """Draw a mask of a family.
@@ -38,16 +45,18 @@ def make_mask(
         if family not in mask_families.FAMILIES:
             raise ValueError(f"mask {family!r} is not known; there are: {', '.join(mask_families.FAMILIES)}")
         dimensions = mask_families.FAMILIES[family].dimensions
-        sizes = [int(size) for size in _numbers("--matrix", matrix)]
-        if dimensions == 2 and len(sizes) != 2:
+        shape = sizes("--matrix", matrix)
+        if dimensions == 2 and len(shape) != 2:
             raise ValueError(f"--matrix: {family} is of points, expected y,z, found {matrix!r}")
-        y, z = sizes[0], sizes[1] if dimensions == 2 else 1
-        if min(sizes) < 8:
-            raise ValueError(f"--matrix: expected sizes from 8, found {matrix!r}")
-        drawn = mask_families.make_mask(family, (y, sizes[-1]), r, acs, seed)
+        if len(shape) > 2:
+            raise ValueError(f"--matrix: {family} is of lines, expected y, found {matrix!r}")
+        y, z = shape[0], shape[1] if dimensions == 2 else 1
+        if min(shape) < 8 or max(shape) > 65535:
+            raise ValueError(f"--matrix: expected sizes from 8 to 65535, found {matrix!r}")
+        drawn = mask_families.make_mask(family, (y, shape[-1]), r, acs, seed)
         shaped = [part.reshape(y, z) for part in (drawn.mask, drawn.acs)]
         mask = SamplingMask(
-            shaped[0], shaped[1], (readout or y, y, z), _fov(fov), family,
+            shaped[0], shaped[1], (readout or y, y, z), _fov(fov, y, z), family,
             {mask_families.FAMILIES[family].amount: r, "acs": mask_families.acs_size(drawn)},
             drawn.asked_r, seed,
         )  # fmt: skip
@@ -61,12 +70,12 @@ def make_mask(
 
 def learn_mask(
     data: Annotated[list[Path], typer.Option(help="Training images (as of train); may be given often.")],
-    out: Annotated[Path, typer.Option(help="Folder for the mask, its pictures and the report.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the mask, its pictures and the report; the same again resumes a cut run.")
+    ],
     r: Annotated[float, typer.Option("--r", min=1, help="Undersampling factor, ACS counted.")] = 4.0,
     kind: Annotated[str, typer.Option(help="lines, or points of two phase encodings.")] = "lines",
-    acs: Annotated[
-        int | None, typer.Option(min=0, help="Lines, or edge of the square; default: a third of the samples, 12 to 24.")
-    ] = None,
+    acs: Annotated[int | None, typer.Option(min=0, help=_ACS)] = None,
     images: Annotated[int, typer.Option(min=1, help="Training slices, evenly spread over the data.")] = 5,
     validation: Annotated[
         list[Path] | None, typer.Option(help="Other images, on which patterns are tried; else the training images.")
@@ -93,7 +102,7 @@ def learn_mask(
     evaluations: Annotated[int, typer.Option(min=1, help="Of the network, by the objective reconstruction.")] = 8,
     method: Annotated[str, typer.Option(help="Recipe of validation and comparison.")] = "pnp-admm:samples=0",
     best_of: Annotated[int, typer.Option(min=0, help="Random draws whose best is a baseline; 0: none.")] = 10,
-    fov: Annotated[str, typer.Option(help="Field of view x,y,z in mm, of lines z is the thickness.")] = _FOV,
+    fov: Annotated[str | None, typer.Option(help=_FOV)] = None,
     readout: Annotated[int | None, typer.Option(min=1, help="Samples along x of points; else as many as y.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
@@ -102,7 +111,8 @@ def learn_mask(
     """Learn which lines (or points) of k-space to acquire, for a prior, from a few images.
 
     Writes mask.npz and mask.json (exactly the asked number of samples), mask.png, learning.png (drawn as it goes) and
-    report.md: the mask against the families on the test images, with 95 % confidence intervals.
+    report.md: the mask against the families on the test images, with 95 % confidence intervals. A run that was cut goes
+    on where it was when the same command is given again.
 
     Example: scanprior learn-mask --data train.npz --images 5 --test test.npz --r 6 --prior small --out learned/
     """
@@ -144,7 +154,7 @@ def learn_mask(
             LearningSettings.model_validate(learning),
             candidate.recipe,
             best_of,
-            _fov(fov),
+            _fov(fov, rows, 1 if kind == "lines" else columns),
             columns if kind == "lines" else readout or rows,
             seed,
         )
@@ -173,15 +183,6 @@ def learn_mask(
     typer.echo(f"{path}: {plan.samples} {kind} of {plan.inner.size}; {out / 'report.md'}")
 
 
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{option}: expected numbers with commas between, found {text!r}") from None
-
-
-def _fov(text: str) -> tuple[float, float, float]:
-    found = _numbers("--fov", text)
-    if len(found) != 3:
-        raise ValueError(f"--fov: expected x,y,z in mm, found {text!r}")
-    return found[0], found[1], found[2]
+def _fov(text: str | None, y: int, z: int) -> tuple[float, float, float]:
+    """What `--fov` says; else the usual one, for points with voxels as long along z as along y."""
+    return (230.0, 230.0, 4.0 if z == 1 else 230.0 * z / y) if text is None else lengths("--fov", text)

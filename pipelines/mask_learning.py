@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,27 @@ import torch
 from scanprior.models.diffusion_prior import DiffusionPrior
 from scanprior.models.recipe import Recipe
 from scanprior.sim.evaluation import Condition, FullScan, draw, scan_fully
+from scanprior.sim.mask_checkpoint import Checkpoint
 from scanprior.sim.mask_comparison import Interval, Pattern, difference, family, fixed, scores, weights_hash
 from scanprior.sim.mask_families import FAMILIES, make_mask
-from scanprior.sim.mask_file import SamplingMask, save_mask
+from scanprior.sim.mask_file import FORMAT, SamplingMask, check_own, save_mask
 from scanprior.sim.mask_learning import Learned, LearningSettings, Validate, learn
 from scanprior.sim.mask_objectives import Example, ObjectiveSettings
 from scanprior.sim.masks import Sampling, acs_lines, acs_square
+from scanprior.sim.whole_files import whole_files
 
 from .evaluate_plan import TestImage
+from .kept_results import KeptResults
 from .mask_pictures import write_learning_picture, write_mask_picture
 
 DRAW_EVERY = 20.0
 """Seconds between pictures of the learning."""
+
+CHECKPOINT = "learning.safetensors"
+"""Of a learning that is not finished."""
+
+COMPARISON = "comparison.json"
+"""Results of a comparison that is not finished."""
 
 BASELINES = {1: ("uniform-1d", "gaussian-1d"), 2: ("gaussian-2d", "poisson-2d")}
 BEST_OF = {1: "gaussian-1d", 2: "poisson-2d"}
@@ -123,10 +134,11 @@ class MaskPlan:
         for image in self.validation:
             if image.key in known:
                 raise MaskLearningError(f"{image.name} is of the training images too: validate on others")
-        known |= {image.key for image in self.validation}
+        validating = {image.key for image in self.validation}
         for image in self.test:
-            if image.key in known:
-                raise MaskLearningError(f"{image.name} is of the training images too: test on others")
+            if image.key in known | validating:
+                of = "training" if image.key in known else "validation"
+                raise MaskLearningError(f"{image.name} is of the {of} images too: test on others")
 
 
 Tell = Callable[[str, int, int], None]
@@ -136,18 +148,32 @@ Tell = Callable[[str, int, int], None]
 def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: torch.device, tell: Tell) -> Path:
     """Learn the mask and write `mask.npz`, `mask.json`, `mask.png`, `learning.png`, `learning.json` and `report.md`.
 
+    As it goes, `CHECKPOINT` and `COMPARISON` in the folder keep its state: a run that was cut goes on from there when
+    it is called again alike. They are removed at the end.
+
     Returns the path of the mask file, which is written before the comparison begins.
+
+    Raises
+    ------
+    MaskLearningError
+        If the plan cannot be carried out.
+    ValueError
+        If the folder holds an unfinished learning of another kind, or a mask.json that is not ours.
     """
     plan.check()
+    check_own(out / "mask.json", FORMAT)  # now, not after hours
+    checkpoint = Checkpoint(out / CHECKPOINT, _key(plan, prior))
+    kept = checkpoint.load()
     out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
     train, validation, test = (
         [scan_fully(image.pixels, plan.condition, plan.seed) for image in images]
         for images in (plan.train, plan.validation or plan.train, plan.test)
     )
     examples = [Example.of(scan, prior, device) for scan in train]
     validate = _validation(plan, validation, prior, device)
-    losses: list[float] = []
+    losses: list[float] = [] if kept is None else list(kept.facts["losses"])
+    if kept is not None:
+        tell("goes on where it was cut", 0, 1)
     label = "probability" if plan.settings.learner == "gumbel" else "order of choice (1: first)"
     drawn_at = [time.perf_counter()]
 
@@ -158,8 +184,8 @@ def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: t
             write_learning_picture(out / "learning.png", probabilities, plan.inner, losses, [], label=label)
             drawn_at[0] = time.perf_counter()
 
-    found = learn(plan.inner, plan.samples, examples, prior, plan.objective, plan.settings, validate, watch)
-    seconds = time.perf_counter() - began
+    found = learn(plan.inner, plan.samples, examples, prior, plan.objective, plan.settings, validate, watch, checkpoint)
+    seconds = checkpoint.seconds
     mask = _mask_of(plan, found, prior)
     save_mask(out / "mask.npz", mask)
     write_mask_picture(out / "mask.png", mask)
@@ -173,9 +199,34 @@ def learn_and_report(plan: MaskPlan, prior: DiffusionPrior, out: Path, device: t
              "probabilities": found.probabilities.ravel().tolist()}
         ),
     )  # fmt: skip
-    table = _compare(plan, mask, test, validate, prior, device, tell) if test else {}
+    kept_results = KeptResults(out / COMPARISON, _comparison_key(plan, mask, prior))
+    table = _compare(plan, mask, test, validate, prior, device, tell, kept_results) if test else {}
     _write_text(out / "report.md", "\n".join(_report(plan, mask, found, seconds, table, prior)) + "\n")
+    kept_results.remove()
+    checkpoint.remove()
     return out / "mask.npz"
+
+
+def _key(plan: MaskPlan, prior: DiffusionPrior) -> str:
+    """Of everything that the mask depends on."""
+    parts = {
+        "acs": [*plan.inner.shape, plan.acs],
+        "samples": plan.samples,
+        "images": [[image.key for image in images] for images in (plan.train, plan.validation)],
+        "condition": asdict(plan.condition),
+        "objective": plan.objective.model_dump(mode="json"),
+        "settings": plan.settings.model_dump(mode="json"),
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "prior": weights_hash(prior.weights()),
+        "seed": plan.seed,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _comparison_key(plan: MaskPlan, mask: SamplingMask, prior: DiffusionPrior) -> str:
+    """Of everything that the comparison depends on."""
+    parts = [_key(plan, prior), mask.sha256, plan.r, plan.best_of, [image.key for image in plan.test]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _validation(plan: MaskPlan, scans: list[FullScan], prior: Any, device: torch.device) -> Validate:
@@ -215,7 +266,7 @@ def _mask_of(plan: MaskPlan, found: Learned, prior: DiffusionPrior) -> SamplingM
 
 def _compare(
     plan: MaskPlan, mask: SamplingMask, test: list[FullScan], validate: Validate, prior: Any, device: torch.device,
-    tell: Tell,
+    tell: Tell, kept: KeptResults,
 ) -> dict[str, dict[str, list[float]]]:  # fmt: skip
     dimensions = 1 if plan.kind == "lines" else 2
     patterns: dict[str, Pattern] = {"learned": fixed(mask.sampling())}
@@ -227,7 +278,7 @@ def _compare(
             tell(f"draws of {name}", number, plan.best_of)
             drawn = make_mask(name, plan.shape, plan.r, plan.acs, draw(plan.seed, "best of", name, str(number)))
             flat = drawn.mask[:, None] if drawn.mask.ndim == 1 else drawn.mask
-            tries.append((validate(flat), number, drawn))
+            tries.append((kept(f"draw {number}", partial(validate, flat)), number, drawn))
         patterns[f"best of {plan.best_of} {name}"] = fixed(max(tries)[2])
     done = 0
     table = {}
@@ -238,7 +289,8 @@ def _compare(
             done += 1
             tell("test images", done, len(patterns) * len(test))
 
-        table[name] = scores(pattern, test, plan.recipe, prior, device, count)
+        table[name] = kept(f"mask {name}", partial(scores, pattern, test, plan.recipe, prior, device, count))
+        done = len(table) * len(test)
     return table
 
 
@@ -293,6 +345,5 @@ def _told(interval: Interval, digits: int) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole_files(path.parent) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from scanprior.sim.mask_file import SamplingMask
+from scanprior.sim.whole_files import whole_files
 
 
 def write_mask_picture(path: Path, mask: SamplingMask) -> Path:
@@ -76,6 +77,5 @@ def _figure(width: float, height: float | None = None):  # type: ignore[no-untyp
 
 
 def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
-    partial = path.with_name(f"{path.stem}.partial.png")
-    figure.savefig(partial)
-    partial.replace(path)  # whoever watches it never sees a half
+    with whole_files(path.parent) as folder:
+        figure.savefig(folder / path.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scanprior.sim.masks import distance_from_dc
 
 ORDERS = ("linear", "centre-out", "interleaved")
 
@@ -73,7 +74,8 @@ def acquisition_order(mask: np.ndarray, settings: OrderSettings | None = None) -
     Returns
     -------
     Order
-        Each point once. With an `effective_echo`, DC (or the point nearest to it) is measured by that echo.
+        Each point once. With an `effective_echo`, DC (or the point nearest to it: `nearest_to_dc`) is measured by that
+        echo.
 
     Raises
     ------
@@ -88,14 +90,12 @@ def acquisition_order(mask: np.ndarray, settings: OrderSettings | None = None) -
     if not len(ky):
         raise ValueError("mask: expected at least one point, got none")
     points = np.stack([ky, kz], 1)
-    distance = _distance(points, mask.shape)
     train = settings.echo_train
     if settings.name == "linear":
         index = np.arange(len(points))
         return Order(points, index // train, index % train)
     if settings.name == "centre-out":
-        nearest = np.argsort(distance, kind="stable")
-        points, distance = points[nearest], distance[nearest]
+        points = points[np.argsort(distance_from_dc(mask.shape)[tuple(points.T)], kind="stable")]
 
     bands = np.array_split(np.arange(len(points)), train)
     band = np.concatenate([np.full(len(members), b) for b, members in enumerate(bands)])
@@ -104,7 +104,7 @@ def acquisition_order(mask: np.ndarray, settings: OrderSettings | None = None) -
     if settings.effective_echo is not None:
         echoes = np.arange(train)
         if settings.name == "interleaved":
-            echo_of_band = (echoes - band[np.argmin(distance)] + settings.effective_echo) % train
+            echo_of_band = (echoes - band[nearest_to_dc(points, mask.shape)] + settings.effective_echo) % train
         else:
             echo_of_band = np.lexsort((echoes, np.abs(echoes - settings.effective_echo)))
         echo = echo_of_band[band]
@@ -112,7 +112,9 @@ def acquisition_order(mask: np.ndarray, settings: OrderSettings | None = None) -
     return Order(points[time], shot[time], echo[time])
 
 
-def _distance(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Distance from DC, in matrices."""
-    size = np.array(shape)
-    return np.hypot(*((points - size // 2) / size).T)
+def nearest_to_dc(points: np.ndarray, shape: tuple[int, ...]) -> int:
+    """Which of the points (n, 2) is the centre of k-space: DC, or in a mask without it the nearest one.
+
+    Of those equally near it is that of the lowest kz, then of the lowest ky, whatever the order of the points.
+    """
+    return int(np.lexsort((*points.T, distance_from_dc(shape)[tuple(points.T)]))[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scanprior.sim.masks import from_dc
 
 
 def caipi_lattice(shape: tuple[int, int], r: int, offset: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -35,7 +36,7 @@ def caipi_mask(inner: np.ndarray, missing: int, rng: np.random.Generator) -> np.
         r += 1
     mask = inner | caipi_lattice(shape, r, offset)
     rest = missing + int(inner.sum()) - int(mask.sum())
-    y, z = ((np.arange(size) - size // 2) / size for size in shape)
+    y, z = (from_dc(size) for size in shape)
     far = np.where(mask, np.inf, y[:, None] ** 2 + z[None, :] ** 2)
     mask.ravel()[np.argsort(far, axis=None, kind="stable")[:rest]] = True
     return mask

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from scanprior.sim.caipi import caipi_mask
 from scanprior.sim.mask_shapes import OWN_ACS, horizontal, radial
-from scanprior.sim.masks import Sampling, acs_lines, acs_square, choose_points, first_line
+from scanprior.sim.masks import (
+    Sampling,
+    acs_lines,
+    acs_square,
+    choose_points,
+    distance_from_dc,
+    first_line,
+    from_dc,
+)
 
 GAUSSIAN_WIDTH = 0.12
 """Standard deviation of the Gaussian densities, as a fraction of the matrix."""
@@ -114,7 +122,7 @@ def poisson_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Genera
 
 def poisson_ellipse_2d(shape: tuple[int, int], r: float, acs: int, rng: np.random.Generator) -> Sampling:
     """As `poisson_2d`, but without the corners: within the ellipse that the matrix holds alone."""
-    y, x = (_offset(size) * 2 for size in shape)
+    y, x = (from_dc(size) * 2 for size in shape)
     return _poisson(shape, y[:, None] ** 2 + x[None, :] ** 2 <= 1, r, acs, rng)
 
 
@@ -157,7 +165,7 @@ def _poisson(shape: tuple[int, int], allowed: np.ndarray, r: float, acs: int, rn
 
 def poisson_growth(shape: tuple[int, int]) -> np.ndarray:
     """(y, x): radius of a Poisson disc over that at DC."""
-    return 1 + POISSON_SLOPE * np.hypot(*np.meshgrid(*(_offset(size) * 2 for size in shape), indexing="ij"))
+    return 1 + POISSON_SLOPE * 2 * distance_from_dc(shape)
 
 
 FAMILIES: dict[str, MaskFamily] = {
@@ -216,9 +224,16 @@ def default_acs(family: str, shape: tuple[int, int], r: float) -> int:
     4 dB on T1 slices, until kernels were made to fit the lines (`espirit_maps`); 12 are enough for the usual kernel.
     But never more than three quarters of the lines, and at least 8, where the matrix is so small or R so high. Families
     that are not told R have the centre that their paper gives them.
+
+    Raises
+    ------
+    ValueError
+        If R is below 1 or not finite.
     """
     if FAMILIES[family].amount != "R":
         return OWN_ACS[family]
+    if not 1 <= r < math.inf:
+        raise ValueError(f"R: expected a finite number from 1, got {r:g}")
     if FAMILIES[family].dimensions == 1:
         wanted, most = 0.32 * shape[0] / r, max(8, int(0.75 * shape[0] / r))
     else:
@@ -264,13 +279,8 @@ def _random(shape: tuple[int, ...], r: float, acs: int, density: np.ndarray, rng
     return Sampling(choose_points(inner, np.ones(shape, bool), density, r, rng), inner, r)
 
 
-def _offset(size: int) -> np.ndarray:
-    """Distance from DC along an axis, as a fraction of the matrix, negative below it."""
-    return (np.arange(size) - size // 2) / size
-
-
 def _gaussian(size: int) -> np.ndarray:
-    return np.exp(-0.5 * (_offset(size) / GAUSSIAN_WIDTH) ** 2)
+    return np.exp(-0.5 * (from_dc(size) / GAUSSIAN_WIDTH) ** 2)
 
 
 def _throw_darts(shape: tuple[int, int], order: np.ndarray, radius: np.ndarray, limit: int) -> list[int]:

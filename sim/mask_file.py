@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scanprior.models.weights_description import explain
 from scanprior.sim.masks import Sampling
+from scanprior.sim.whole_files import whole_files
 
 FORMAT = "scanprior-mask"
 VERSION = 1
@@ -152,14 +152,13 @@ class _Learned(BaseModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class _Sidecar(BaseModel):
-    """What `mine.json` holds."""
+class MaskDescription(BaseModel):
+    """What the JSON file beside a mask, or beside a table of one, says of the mask."""
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal["scanprior-mask"]
+    format: str
     version: int
-    kind: Kind
     matrix: tuple[int, int, int]
     fov_mm: tuple[float, float, float]
     acs_extent: tuple[int, int]
@@ -168,10 +167,91 @@ class _Sidecar(BaseModel):
     asked_r: float = Field(ge=1, allow_inf_nan=False)
     made_by: str = Field(min_length=1)
     settings: dict[str, Any]
-    prior: _Learned | None
     data: str
     seed: int = Field(ge=0)
     mask_sha256: str
+
+    def text(self) -> str:
+        """As JSON.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the settings are not what JSON can hold.
+        """
+        return json.dumps(self.model_dump(), indent=2, allow_nan=False) + "\n"
+
+
+class _Sidecar(MaskDescription):
+    """What `mine.json` holds."""
+
+    format: Literal["scanprior-mask"]
+    version: Literal[1]
+    kind: Kind
+    prior: _Learned | None
+
+
+def description(mask: SamplingMask) -> dict[str, Any]:
+    """The fields of `MaskDescription`, format and version apart."""
+    return {name: getattr(mask, name) for name in MaskDescription.model_fields if hasattr(mask, name)} | {
+        "mask_sha256": mask.sha256
+    }
+
+
+def described(
+    path: Path, beside: Path, said: MaskDescription, arrays: tuple[np.ndarray, np.ndarray],
+    prior: tuple[str | None, str | None],
+) -> SamplingMask:  # fmt: skip
+    """The mask of `path`, whose pattern and ACS are `arrays`, after checking that it is the one that `beside` says.
+
+    Parameters
+    ----------
+    prior
+        Name and hash of the prior that `beside` says.
+
+    Raises
+    ------
+    MaskFileError
+        If the parts make no mask, or another one.
+    """
+    try:
+        mask = SamplingMask(
+            *arrays, said.matrix, said.fov_mm, said.made_by, said.settings, said.asked_r, said.seed, said.data, *prior
+        )
+    except MaskFileError as error:
+        raise MaskFileError(f"{path}: {error}") from None
+    if mask.sha256 != said.mask_sha256:
+        raise MaskFileError(
+            f"{path}: its pattern has the hash {mask.sha256}, {beside.name} describes {said.mask_sha256}: "
+            "one of the two was changed, or they belong to different masks"
+        )
+    for name in ("kind", "acs_extent", "samples", "effective_r"):
+        own = getattr(mask, name)
+        claimed = getattr(said, name, own)
+        if own != claimed and not (name == "effective_r" and math.isclose(own, claimed, rel_tol=1e-9)):
+            raise MaskFileError(f"{beside}: {name} is {claimed}, the mask has {own}")
+    return mask
+
+
+def check_own(beside: Path, form: str) -> None:
+    """Refuse to replace a file that is not a description of this format.
+
+    Raises
+    ------
+    MaskFileError
+        Naming it.
+    """
+    if not beside.exists():
+        return
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or found.get("format") != form:
+        raise MaskFileError(
+            f"{beside}: is there already and is no description of ours (format {form!r}), which would take its place; "
+            "move it away, or choose another name"
+        )
 
 
 def sidecar_path(path: Path) -> Path:
@@ -185,48 +265,24 @@ def save_mask(path: Path, mask: SamplingMask) -> None:
     Raises
     ------
     MaskFileError
-        If the name does not end in .npz, or the settings are not what JSON can hold.
+        If the name does not end in .npz, the settings are not what JSON can hold, or another file has the name of the
+        JSON file.
     """
     path = Path(path)
     _check_name(path)
+    beside = sidecar_path(path)
+    check_own(beside, FORMAT)
     prior = None if mask.prior is None else {"name": mask.prior, "sha256": mask.prior_sha256}
+    own = {"format": FORMAT, "version": VERSION, "kind": mask.kind, "prior": prior}
     try:
-        sidecar = _Sidecar.model_validate(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "kind": mask.kind,
-                "matrix": mask.matrix,
-                "fov_mm": mask.fov_mm,
-                "acs_extent": mask.acs_extent,
-                "samples": mask.samples,
-                "effective_r": mask.effective_r,
-                "asked_r": mask.asked_r,
-                "made_by": mask.made_by,
-                "settings": mask.settings,
-                "prior": prior,
-                "data": mask.data,
-                "seed": mask.seed,
-                "mask_sha256": mask.sha256,
-            }
-        )
-        text = json.dumps(sidecar.model_dump(), indent=2, allow_nan=False) + "\n"
+        text = _Sidecar.model_validate(own | description(mask)).text()
     except ValidationError as error:
         raise MaskFileError(f"{path}: cannot be described: {explain(error)}") from None
     except (TypeError, ValueError) as error:
         raise MaskFileError(f"{path}: settings that JSON cannot hold: {error}") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    beside = sidecar_path(path).with_name(f"{sidecar_path(path).name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, mask=mask.mask, acs=mask.acs)
-        beside.write_text(text, encoding="utf-8")
-        partial.replace(path)
-        beside.replace(sidecar_path(path))
-    finally:
-        partial.unlink(missing_ok=True)
-        beside.unlink(missing_ok=True)
+    with whole_files(path.parent) as folder:
+        np.savez_compressed(folder / path.name, mask=mask.mask, acs=mask.acs)
+        (folder / beside.name).write_text(text, encoding="utf-8")
 
 
 def load_mask(path: Path) -> SamplingMask:
@@ -257,32 +313,8 @@ def load_mask(path: Path) -> SamplingMask:
     except ValidationError as error:
         raise MaskFileError(f"{beside}: {explain(error)}") from None
     arrays = _arrays(path)
-    try:
-        mask = SamplingMask(
-            arrays["mask"],
-            arrays["acs"],
-            sidecar.matrix,
-            sidecar.fov_mm,
-            sidecar.made_by,
-            sidecar.settings,
-            sidecar.asked_r,
-            sidecar.seed,
-            sidecar.data,
-            None if sidecar.prior is None else sidecar.prior.name,
-            None if sidecar.prior is None else sidecar.prior.sha256,
-        )
-    except MaskFileError as error:
-        raise MaskFileError(f"{path}: {error}") from None
-    if mask.sha256 != sidecar.mask_sha256:
-        raise MaskFileError(
-            f"{path}: its pattern has the hash {mask.sha256}, {beside.name} describes {sidecar.mask_sha256}: "
-            "one of the two was changed, or they belong to different masks"
-        )
-    for name in ("kind", "acs_extent", "samples", "effective_r"):
-        own, said = getattr(mask, name), getattr(sidecar, name)
-        if own != said and not (name == "effective_r" and math.isclose(own, said, rel_tol=1e-9)):
-            raise MaskFileError(f"{beside}: {name} is {said}, the mask has {own}")
-    return mask
+    prior = (None, None) if sidecar.prior is None else (sidecar.prior.name, sidecar.prior.sha256)
+    return described(path, beside, sidecar, (arrays["mask"], arrays["acs"]), prior)
 
 
 def _check_name(path: Path) -> None:

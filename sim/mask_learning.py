@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from scanprior.models.denoiser_prior import Prior
 from scanprior.models.scan import Settings
+from scanprior.sim.mask_checkpoint import Checkpoint, LearningState
 from scanprior.sim.mask_objectives import Example, Judge, ObjectiveSettings, judge
 
 
@@ -75,6 +76,7 @@ def learn(
     settings: LearningSettings,
     validate: Validate | None = None,
     watch: Watch | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Learned:
     """Learn a mask.
 
@@ -88,11 +90,13 @@ def learn(
         Training images.
     validate
         Chooses among the patterns that `gumbel` tries; None: the most probable one of the last step is taken.
+    checkpoint
+        Where the state is kept as it goes, and from where a run goes on that was cut: to the same mask as without.
 
     Raises
     ------
     ValueError
-        If there is no example, or the number of samples cannot be had.
+        If there is no example, the number of samples cannot be had, or the checkpoint is of another learning.
     """
     fixed, size = int(acs.sum()), acs.size
     if not examples:
@@ -103,8 +107,8 @@ def learn(
         mask = acs | (samples == size)
         return Learned(mask, mask.astype(np.float64))
     if settings.learner == "greedy":
-        return _greedy(acs, samples, examples, prior, objective, settings, validate, watch)
-    return _gumbel(acs, samples, examples, prior, objective, settings, validate, watch)
+        return _greedy(acs, samples, examples, prior, objective, settings, validate, watch, checkpoint)
+    return _gumbel(acs, samples, examples, prior, objective, settings, validate, watch, checkpoint)
 
 
 def rescaled(probabilities: torch.Tensor, mean: float) -> torch.Tensor:
@@ -140,7 +144,7 @@ def drawn(probabilities: np.ndarray, acs: np.ndarray, samples: int, rng: np.rand
 
 def _gumbel(
     acs: np.ndarray, samples: int, examples: Sequence[Example], prior: Prior, objective: ObjectiveSettings,
-    settings: LearningSettings, validate: Validate | None, watch: Watch | None,
+    settings: LearningSettings, validate: Validate | None, watch: Watch | None, checkpoint: Checkpoint | None,
 ) -> Learned:  # fmt: skip
     device = examples[0].truth.device
     free = torch.from_numpy(~acs).to(device)
@@ -156,7 +160,15 @@ def _gumbel(
     tries = {max(1, round(settings.steps * (n + 1) / settings.validations)) for n in range(settings.validations)}
     best = -np.inf
     order: list[int] = []
-    for step in range(1, settings.steps + 1):
+    first = 1
+    kept = checkpoint.load() if checkpoint is not None else None
+    if kept is not None:
+        first, order, best = kept.facts["step"] + 1, kept.facts["order"], kept.facts["best"]
+        _restore_optimizer(kept, logits, optimizer, schedule)
+        generator.set_state(kept.tensors["generator"])
+        rng.bit_generator.state = kept.facts["rng"]
+        found = _restored(kept)
+    for step in range(first, settings.steps + 1):
         order = order or torch.randperm(len(examples), generator=generator).tolist()
         example = examples[order.pop()]
         draw = straight_through(rescaled(torch.sigmoid(logits), mean), settings.temperature, generator)
@@ -179,11 +191,55 @@ def _gumbel(
                 found.validated.append((step, score))
                 if score > best:
                     best, found.mask = score, pattern
+        if checkpoint is not None and (step == settings.steps or checkpoint.due()):
+            tensors, facts = _optimizer_state(logits, optimizer, schedule)
+            tensors["generator"] = generator.get_state()
+            facts |= {"step": step, "order": order, "best": best, "rng": rng.bit_generator.state}
+            _save(checkpoint, found, tensors, facts)
         if watch is not None:
             watch(step, settings.steps, loss, found.probabilities)
     if validate is None:
         found.mask = most_probable(found.probabilities, acs, samples)
     return found
+
+
+def _save(checkpoint: Checkpoint, found: Learned, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+    arrays = {"mask": found.mask, "probabilities": found.probabilities}
+    checkpoint.save(
+        LearningState(
+            tensors | {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()},
+            facts | {"losses": found.losses, "validated": found.validated},
+        )
+    )
+
+
+def _restored(kept: LearningState) -> Learned:
+    return Learned(
+        kept.tensors["mask"].numpy().copy(),
+        kept.tensors["probabilities"].numpy().copy(),
+        list(kept.facts["losses"]),
+        [(step, score) for step, score in kept.facts["validated"]],
+    )
+
+
+def _optimizer_state(
+    logits: torch.Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Logits and moments of Adam; step size and its schedule."""
+    tensors = {f"adam.{name}": value for name, value in optimizer.state[logits].items()}
+    return tensors | {"logits": logits}, {"rate": optimizer.param_groups[0]["lr"], "schedule": schedule.state_dict()}
+
+
+def _restore_optimizer(
+    kept: LearningState, logits: torch.Tensor, optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:  # fmt: skip
+    with torch.no_grad():
+        logits.copy_(kept.tensors["logits"])
+    moments = {name.removeprefix("adam."): value for name, value in kept.tensors.items() if name.startswith("adam.")}
+    optimizer.load_state_dict({"state": {0: moments}, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.param_groups[0]["lr"] = kept.facts["rate"]
+    schedule.load_state_dict(dict(kept.facts["schedule"]))
 
 
 def _probabilities(logits: torch.Tensor, mean: float, acs: np.ndarray) -> np.ndarray:
@@ -196,11 +252,14 @@ def _probabilities(logits: torch.Tensor, mean: float, acs: np.ndarray) -> np.nda
 
 def _greedy(
     acs: np.ndarray, samples: int, examples: Sequence[Example], prior: Prior, objective: ObjectiveSettings,
-    settings: LearningSettings, validate: Validate | None, watch: Watch | None,
+    settings: LearningSettings, validate: Validate | None, watch: Watch | None, checkpoint: Checkpoint | None,
 ) -> Learned:  # fmt: skip
     found = Learned(acs.copy(), acs.astype(np.float64))
+    kept = checkpoint.load() if checkpoint is not None else None
+    if kept is not None:
+        found = _restored(kept)
     missing = samples - int(acs.sum())
-    done = 0
+    done = int(found.mask.sum()) - int(acs.sum())
     while done < missing:
         weights = torch.from_numpy(found.mask).to(examples[0].truth.real)
         # the same draws in every step: what changes is the mask alone
@@ -218,6 +277,8 @@ def _greedy(
             found.probabilities.ravel()[place] = 1 - done / missing
             done += 1
         found.losses.append(loss)
+        if checkpoint is not None and (done == missing or checkpoint.due()):
+            _save(checkpoint, found, {}, {})
         if watch is not None:
             watch(done, missing, loss, found.probabilities)
     if validate is not None:

@@ -5,6 +5,8 @@ How much they measure is a number of spokes, or a probability; the undersampling
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scanprior.sim.masks import Sampling, acs_lines, acs_square
 
@@ -26,7 +28,7 @@ def radial(shape: tuple[int, int], spokes: float, acs: int, rng: np.random.Gener
     ValueError
         If `spokes` is not a whole number of at least 1.
     """
-    if spokes != int(spokes) or spokes < 1:
+    if not math.isfinite(spokes) or spokes != int(spokes) or spokes < 1:
         raise ValueError(f"spokes: expected a whole number from 1, got {spokes:g}")
     rows, columns = shape
     angle = np.arange(int(spokes))[:, None] * np.pi / spokes

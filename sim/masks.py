@@ -36,6 +36,17 @@ class Sampling:
         return float(self.mask.size / self.mask.sum())
 
 
+def from_dc(size: int) -> np.ndarray:
+    """(size,) distance from DC (index N // 2) along an axis, as a fraction of the matrix, negative below it."""
+    return (np.arange(size) - size // 2) / size
+
+
+def distance_from_dc(shape: tuple[int, ...]) -> np.ndarray:
+    """(y, z) distance of each point of a plane from DC, as a fraction of the matrix along each axis."""
+    y, z = (from_dc(size) for size in shape)
+    return np.hypot(y[:, None], z[None, :])
+
+
 def acs_lines(lines: int, acs: int) -> np.ndarray:
     """(lines,) bool, the `acs` lines around DC (one more below it than above where `acs` is even)."""
     if not 0 <= acs <= lines:
@@ -104,8 +115,7 @@ def random(
     """
     inner = acs_lines(lines, acs)
     allowed = np.arange(lines) >= first_line(lines, partial_fourier)
-    distance = np.abs(np.arange(lines) - lines // 2) / (lines / 2)
-    density = np.maximum(1.0 - distance, 0.0) ** power + 0.05
+    density = np.maximum(1.0 - 2 * np.abs(from_dc(lines)), 0.0) ** power + 0.05
     mask = choose_points(inner & allowed, allowed, density, r, rng)
     return Sampling(mask, inner & allowed, r)
 
@@ -125,7 +135,6 @@ def random_2d(
     nz, ny = shape
     inner = acs_lines(nz, min(acs, nz))[:, None] & acs_lines(ny, acs)[None, :]
     allowed = np.broadcast_to(np.arange(ny) >= first_line(ny, partial_fourier), shape)
-    distance = np.hypot((np.arange(nz) - nz // 2)[:, None] / (nz / 2), (np.arange(ny) - ny // 2)[None, :] / (ny / 2))
-    density = np.maximum(1.0 - distance, 0.0) ** power + 0.02
+    density = np.maximum(1.0 - 2 * distance_from_dc(shape), 0.0) ** power + 0.02
     mask = choose_points(inner & allowed, allowed, density, r, rng)
     return Sampling(mask, inner & allowed, r)

@@ -29,10 +29,11 @@ def build_gre(table: SamplingTable, protocol: PulseqProtocol) -> pp.Sequence:
     tail, selected = after_centre(rf, select)
     along_y, along_z = parts.phase_areas()
     reach_z = (parts.matrix[2] // 2) / parts.fov[2] if parts.volume else 0.0
-    pixel, slab = parts.fov[0] / parts.matrix[0], parts.thickness / (parts.matrix[2] if parts.volume else 1)
+    pixel = parts.fov[0] / parts.matrix[0]
+    depth = parts.fov[2] / parts.matrix[2]  # of a slice, or of a partition
 
     before = max(map(parts.shortest, (parts.half_area, parts.largest_phase(), selected + reach_z)))
-    spoil_z = parts.spoiler(slab)
+    spoil_z = parts.spoiler(depth)
     after = max(map(parts.shortest, (parts.spoiler(pixel), parts.largest_phase(), spoil_z + reach_z)))
     prephase = parts.trapezoid("x", -parts.half_area, before)
     spoil = parts.trapezoid("x", parts.spoiler(pixel), after)

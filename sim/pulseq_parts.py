@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pypulseq as pp
-from scanprior.sim.pulseq_protocol import ProtocolError, PulseqProtocol
+from scanprior.sim.pulseq_protocol import LEAST_PARTITION, SLAB_FRACTION, ProtocolError, PulseqProtocol
 from scanprior.sim.sampling_table import SamplingTable
 
 RASTER = 1e-5
@@ -48,8 +48,11 @@ class Parts:
         self.fov = tuple(length * 1e-3 for length in table.mask.fov_mm)
         self.thickness = self.fov[2]
         self.volume = table.mask.kind == "points"
-        if self.volume and protocol.slices > 1:
-            raise ProtocolError(f"slices: a mask of points is a volume, of 1 slab, got {protocol.slices}")
+        if self.volume:
+            self._check_volume()
+            self.thickness *= SLAB_FRACTION if protocol.slab_fraction is None else protocol.slab_fraction
+        elif protocol.slab_fraction is not None:
+            raise ProtocolError("slab_fraction: a mask of lines has slices; only one of points has a slab")
         self.system = pp.Opts(
             max_grad=protocol.max_grad_mt_m, grad_unit="mT/m", max_slew=protocol.max_slew_t_m_s, slew_unit="T/m/s",
             rf_dead_time=RF_DEAD_TIME, rf_ringdown_time=30e-6, adc_dead_time=10e-6,
@@ -75,6 +78,16 @@ class Parts:
         delay = round((self.half_readout - (self.samples // 2 + 0.5) * dwell) * 1e6) * 1e-6
         self.adc = pp.make_adc(self.samples, dwell=dwell, delay=delay, system=self.system)
         self.half_area = amplitude * (self.readout.rise_time / 2 + flat / 2)
+
+    def _check_volume(self) -> None:
+        if self.protocol.slices > 1:
+            raise ProtocolError(f"slices: a mask of points is a volume, of 1 slab, got {self.protocol.slices}")
+        partition, pixel = (self.fov[axis] * 1e3 / self.matrix[axis] for axis in (2, 1))
+        if partition < LEAST_PARTITION * pixel:
+            raise ProtocolError(
+                f"fov_mm: {self.fov[2] * 1e3:g} mm along z are {self.matrix[2]} partitions of {partition:.3g} mm, "
+                f"expected at least a tenth of a pixel along y ({pixel:.3g} mm): give the field of view of the volume"
+            )
 
     def shortest(self, area: float) -> float:
         """Duration of the shortest trapezoid of an area in 1/m, in s on the raster."""

@@ -8,6 +8,13 @@ from dataclasses import dataclass, fields
 SEQUENCES = ("gre", "tse")
 VERSIONS = ("1.5", "1.4.1")
 
+SLAB_FRACTION = 0.8
+"""Of the field of view along z that a slab excites: a pulse has flanks, and what it excites beyond aliases into the
+outer partitions."""
+
+LEAST_PARTITION = 0.1
+"""Of a pixel along y: a thinner partition is a mistaken field of view, not a wish."""
+
 
 class ProtocolError(ValueError):
     """A protocol that cannot be played; the message says what can."""
@@ -15,7 +22,7 @@ class ProtocolError(ValueError):
 
 @dataclass(frozen=True)
 class PulseqProtocol:
-    """Settings of a sequence. Matrix, field of view and slice (or slab) thickness come from the mask file.
+    """Settings of a sequence. Matrix, field of view and slice thickness come from the mask file.
 
     Attributes
     ----------
@@ -32,6 +39,8 @@ class PulseqProtocol:
         Of `tse`.
     slices, slice_gap_mm
         2-D only; measured interleaved (0, 2, 4, .., 1, 3, ..).
+    slab_fraction
+        3-D only: thickness of the excited slab over the field of view along z; None: `SLAB_FRACTION`.
     dummy_scans
         Excitations (of `tse`: trains) of each slice in front, without data.
     noise_readouts
@@ -60,6 +69,7 @@ class PulseqProtocol:
     echo_spacing_ms: float = 10.0
     slices: int = 1
     slice_gap_mm: float = 0.0
+    slab_fraction: float | None = None
     dummy_scans: int = 0
     noise_readouts: int = 16
     oversampling: int = 2
@@ -94,6 +104,8 @@ class PulseqProtocol:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ProtocolError(f"{name}: expected more than 0, got {value}")
+        if self.slab_fraction is not None and not 0 < self.slab_fraction <= 1:
+            raise ProtocolError(f"slab_fraction: expected above 0 and at most 1, got {self.slab_fraction:g}")
         if self.dwell_us % 2:
             raise ProtocolError(f"dwell_us: expected a multiple of 2, got {self.dwell_us}")
         if not 0 < self.excitation_deg <= 90:

@@ -6,15 +6,15 @@ import math
 
 import numpy as np
 import pypulseq as pp
+from scanprior.sim.acquisition_order import nearest_to_dc
 from scanprior.sim.pulseq_parts import RASTER, RF_DEAD_TIME, Parts, after_centre, fill, shifted, slice_order
 from scanprior.sim.pulseq_protocol import ProtocolError, PulseqProtocol
 from scanprior.sim.sampling_table import SamplingTable
 
 
 def effective_te_ms(table: SamplingTable, protocol: PulseqProtocol) -> float:
-    """The echo time at which the table measures DC, in ms."""
-    points, size = table.order.points, np.array(table.mask.mask.shape)
-    nearest = int(np.argmin(np.hypot(*((points - size // 2) / size).T)))
+    """The echo time at which the table measures DC (or the point nearest to it), in ms."""
+    nearest = nearest_to_dc(table.order.points, table.mask.mask.shape)
     return float((table.order.echo[nearest] + 1) * protocol.echo_spacing_ms)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scanprior.models.weights_description import explain
 from scanprior.sim.acquisition_order import Order, OrderSettings, acquisition_order
-from scanprior.sim.mask_file import MaskFileError, SamplingMask
+from scanprior.sim.mask_file import MaskDescription, MaskFileError, SamplingMask, described, description
+
+FORMAT = "scanprior-table"
 
 LARGEST_PLANE = 2**24
 """Phase encodings (y, z) of the largest matrix that is read: a file cannot ask for memory at will."""
@@ -78,30 +79,17 @@ class _Order(BaseModel):
     effective_echo: int | None
 
 
-class TableSidecar(BaseModel):
+class TableSidecar(MaskDescription):
     """What the JSON file beside a table holds."""
-
-    model_config = ConfigDict(extra="forbid")
 
     format: Literal["scanprior-table"]
     version: Literal[1]
     table: str
     status: str
-    matrix: tuple[int, int, int]
-    fov_mm: tuple[float, float, float]
     acs_start: tuple[int, int]
-    acs_extent: tuple[int, int]
-    samples: int
-    asked_r: float
-    effective_r: float
-    mask_sha256: str
     order: _Order
-    made_by: str
-    settings: dict[str, Any]
     prior: str | None
     prior_sha256: str | None
-    data: str
-    seed: int
 
     @property
     def order_settings(self) -> OrderSettings:
@@ -115,40 +103,31 @@ def sidecar_path(path: Path) -> Path:
 
 
 def write_sidecar(path: Path, table: SamplingTable, name: str, status: str) -> None:
-    """Write the JSON file beside the table `path` of the format `name`."""
-    mask = table.mask
-    sidecar = TableSidecar(
-        format="scanprior-table",
-        version=1,
-        table=name,
-        status=status,
-        matrix=mask.matrix,
-        fov_mm=mask.fov_mm,
-        acs_start=(_first(mask.acs, 1), _first(mask.acs, 0)),
-        acs_extent=mask.acs_extent,
-        samples=mask.samples,
-        asked_r=mask.asked_r,
-        effective_r=mask.effective_r,
-        mask_sha256=mask.sha256,
-        order=_Order(
-            name=table.settings.name,
-            echo_train=table.settings.echo_train,
-            effective_echo=table.settings.effective_echo,
-        ),
-        made_by=mask.made_by,
-        settings=mask.settings,
-        prior=mask.prior,
-        prior_sha256=mask.prior_sha256,
-        data=mask.data,
-        seed=mask.seed,
-    )
-    beside = sidecar_path(path)
-    partial = beside.with_name(f"{beside.name}.{os.getpid()}.partial")
+    """Write the JSON file beside the table `path` of the format `name`.
+
+    Raises
+    ------
+    TableError
+        If the mask's own facts are not what it can hold.
+    """
+    mask, settings = table.mask, table.settings
+    own = {
+        "format": FORMAT,
+        "version": 1,
+        "table": name,
+        "status": status,
+        "acs_start": (_first(mask.acs, 1), _first(mask.acs, 0)),
+        "order": asdict(settings),
+        "prior": mask.prior,
+        "prior_sha256": mask.prior_sha256,
+    }
     try:
-        partial.write_text(json.dumps(sidecar.model_dump(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(beside)
-    finally:
-        partial.unlink(missing_ok=True)
+        text = TableSidecar.model_validate(own | description(mask)).text()
+    except ValidationError as error:
+        raise TableError(f"{path}: cannot be described: {explain(error)}") from None
+    except (TypeError, ValueError) as error:
+        raise TableError(f"{path}: settings that JSON cannot hold: {error}") from None
+    sidecar_path(path).write_text(text, encoding="utf-8")
 
 
 def read_sidecar(path: Path) -> TableSidecar:
@@ -204,27 +183,11 @@ def assemble(path: Path, sidecar: TableSidecar, measured: Measured) -> SamplingT
     acs = np.zeros(shape, bool)
     y, z = sidecar.acs_start
     acs[y : y + sidecar.acs_extent[0], z : z + sidecar.acs_extent[1]] = True
+    prior = sidecar.prior, sidecar.prior_sha256
     try:
-        whole = SamplingMask(
-            mask,
-            acs,
-            sidecar.matrix,
-            sidecar.fov_mm,
-            sidecar.made_by,
-            sidecar.settings,
-            sidecar.asked_r,
-            sidecar.seed,
-            sidecar.data,
-            sidecar.prior,
-            sidecar.prior_sha256,
-        )
+        whole = described(path, sidecar_path(path), sidecar, (mask, acs), prior)
     except MaskFileError as error:
-        raise TableError(f"{path}: {error}") from None
-    if whole.sha256 != sidecar.mask_sha256:
-        raise TableError(
-            f"{path}: its pattern has the hash {whole.sha256}, {sidecar_path(path).name} describes "
-            f"{sidecar.mask_sha256}: one of the two was changed, or they belong to different masks"
-        )
+        raise TableError(str(error)) from None
     table = SamplingTable(whole, sidecar.order_settings)
     if not measured.ordered:
         return table

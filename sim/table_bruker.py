@@ -24,7 +24,7 @@ def write_bruker(path: Path, table: SamplingTable) -> None:
     Raises
     ------
     TableError
-        If the points in their order are not every ky for each kz.
+        If the points in their order are not every ky for each kz; the message says what fits.
     """
     points = table.order.points
     kz, first = np.unique(points[:, 1], return_index=True)
@@ -33,7 +33,8 @@ def write_bruker(path: Path, table: SamplingTable) -> None:
     if not np.array_equal(points, _product(ky, kz)):
         raise TableError(
             f"{path}: a Bruker table plays every step of one list for each of the other; in this order this mask of "
-            "points is no such product"
+            "points is no such product. Lines always fit, and every ky of each kz in the order linear; other points "
+            "need another format, such as csv"
         )
     ny, nz = table.mask.mask.shape
     arrays = {"PVM_Matrix": table.mask.matrix[: 2 if nz == 1 else 3], "PVM_EncSteps1": ky - ny // 2}

@@ -1,7 +1,8 @@
 """Table in the syntax of GE's `kacq_yz.txt`, as public sequences write it for the ARC reconstruction. Experimental.
 
 No product sequence reads such a file, and this one was checked by reading it back here only. Fields are separated by
-tabs; ky and kz count from 0. A view is offset by ky + 1, in 3-D by ny + 1 views for each kz besides.
+tabs; ky and kz count from 0. A view is offset by ky + 1, in 3-D by ny + 1 views for each kz besides. The steps of a
+pattern (max_stride) stand before its dimensions, the fully sampled box of a calibration after them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def write_ge(path: Path, table: SamplingTable) -> None:
         _COLUMNS,
         f"SAMPLING_PATTERN\t{len(points)}\t4",
         f"max_stride\t{_stride(mask.mask)}\t{_stride(mask.mask.T)}",
-        *_pattern(points, mask.mask.shape),
+        _dimensions(mask.mask.shape),
+        "---",
+        *_views(points, mask.mask.shape),
     ]
     if calibrated:
         acs = points[table.in_acs]
@@ -43,9 +46,11 @@ def write_ge(path: Path, table: SamplingTable) -> None:
             "# Sampling Pattern 1 (Calibration)",
             _COLUMNS,
             f"SAMPLING_PATTERN\t{len(acs)}\t4",
+            _dimensions(mask.mask.shape),
             "fully_sampled_start\t{}\t{}".format(*acs.min(0)),
             "fully_sampled_length\t{}\t{}".format(*mask.acs_extent),
-            *_pattern(acs, mask.mask.shape),
+            "---",
+            *_views(acs, mask.mask.shape),
         ]
     path.write_text("\n".join([*lines, ""]), encoding="ascii")
 
@@ -68,10 +73,10 @@ def read_ge(path: Path, shape: tuple[int, int]) -> Measured:
     _expect(path, lines, "RECON_SCHEDULE", (1, 1), (7, 7))
     _expect(path, lines, "---")
     _expect(path, lines, "", (0, 0), (0, 0), (1, 1) if patterns == 2 else (-1, -1), (0, 0), (0, 0), (0, 0), (-1, -1))
-    points = _read_pattern(path, lines, shape, ("max_stride",))
+    points = _read_pattern(path, lines, shape, before=("max_stride",))
     acs = np.zeros(len(points), bool)
     if patterns == 2:
-        calibration = _read_pattern(path, lines, shape, ("fully_sampled_start", "fully_sampled_length"))
+        calibration = _read_pattern(path, lines, shape, after=("fully_sampled_start", "fully_sampled_length"))
         number = points[:, 0] * shape[1] + points[:, 1]
         known = calibration[:, 0] * shape[1] + calibration[:, 1]
         if not np.isin(known, number).all():
@@ -83,10 +88,12 @@ def read_ge(path: Path, shape: tuple[int, int]) -> Measured:
     return Measured(points, acs=acs)
 
 
-def _pattern(points: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
-    """The rest of a pattern: its size and its rows."""
-    yield f"pattern_dimensions\t{shape[0]}\t{shape[1]}"
-    yield "---"
+def _dimensions(shape: tuple[int, ...]) -> str:
+    return f"pattern_dimensions\t{shape[0]}\t{shape[1]}"
+
+
+def _views(points: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
+    """The rows of a pattern."""
     for ky, kz in points.tolist():
         yield f"{ky + 1 + kz * (shape[0] + 1)}\t0\t{ky}\t{kz}"
 
@@ -111,13 +118,19 @@ def _expect(path: Path, lines: Iterator[tuple[int, str]], name: str, *limits: tu
 
 
 def _read_pattern(
-    path: Path, lines: Iterator[tuple[int, str]], shape: tuple[int, int], extra: tuple[str, ...]
+    path: Path,
+    lines: Iterator[tuple[int, str]],
+    shape: tuple[int, int],
+    before: tuple[str, ...] = (),
+    after: tuple[str, ...] = (),
 ) -> np.ndarray:
-    """(n, 2) ky and kz of a pattern; `extra` names the lines between its size and its dimensions."""
+    """(n, 2) ky and kz of a pattern; `before` and `after` name the lines around its dimensions."""
     count = _expect(path, lines, "SAMPLING_PATTERN", (1, shape[0] * shape[1]), (4, 4))[0]
-    for name in extra:
+    for name in before:
         _expect(path, lines, name, (0, 65535), (0, 65535))
     _expect(path, lines, "pattern_dimensions", (shape[0], shape[0]), (shape[1], shape[1]))
+    for name in after:
+        _expect(path, lines, name, (0, 65535), (0, 65535))
     _expect(path, lines, "---")
     points = np.zeros((count, 2), np.int64)
     last = shape[1] * (shape[0] + 1)

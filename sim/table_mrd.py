@@ -6,11 +6,13 @@ samples its readout has, and no channel.
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 
 import h5py
 import numpy as np
+from scanprior.sim.mask_file import SamplingMask
 from scanprior.sim.mrdfile import write
 from scanprior.sim.sampling_table import Measured, SamplingTable, TableError
 from xsdata.formats.dataclass.serializers import XmlSerializer
@@ -78,6 +80,27 @@ def _bit(flag: int) -> np.uint64:
     return np.uint64(1 << (flag - 1))
 
 
+def _parallel_imaging(mask: SamplingMask) -> xsd.parallelImagingType | None:
+    """Nominal factors, whole numbers as the schema has them, whose product is nearest to R; the mode of the ACS.
+
+    Points without an ACS have neither: what the schema does not demand is left out.
+    """
+    if mask.kind == "points" and not mask.acs.any():
+        return None
+    r = mask.effective_r
+    factors = max(1, round(r)), 1
+    if mask.kind == "points":
+        rows = range(1, math.isqrt(math.ceil(r)) + 1)
+        pairs = [(y, z) for y in rows for z in (math.floor(r / y), math.ceil(r / y))]
+        factors = min(pairs, key=lambda pair: (abs(pair[0] * pair[1] - r), pair[1] - pair[0]))
+    return xsd.parallelImagingType(
+        accelerationFactor=xsd.accelerationFactorType(
+            kspace_encoding_step_1=factors[0], kspace_encoding_step_2=factors[1]
+        ),
+        calibrationMode=xsd.calibrationModeType("embedded" if mask.acs.any() else "other"),
+    )
+
+
 def _xml(table: SamplingTable) -> bytes:
     """The scan's XML header."""
     mask = table.mask
@@ -100,20 +123,18 @@ def _xml(table: SamplingTable) -> bytes:
         reconSpace=space,
         encodingLimits=limits,
         trajectory=xsd.trajectoryType.CARTESIAN,
-        parallelImaging=xsd.parallelImagingType(
-            accelerationFactor=xsd.accelerationFactorType(
-                kspace_encoding_step_1=max(1, round(mask.effective_r)), kspace_encoding_step_2=1
-            ),
-            calibrationMode=xsd.calibrationModeType("embedded" if mask.acs.any() else "other"),
-        ),
+        parallelImaging=_parallel_imaging(mask),
         echoTrainLength=table.settings.echo_train,
     )
     header = xsd.ismrmrdHeader(
-        measurementInformation=xsd.measurementInformationType(
-            measurementID=mask.sha256[:16], patientPosition=xsd.patientPositionType.HFS, protocolName="template"
-        ),
+        # demanded by the schema; 0 is no frequency of a scanner. What it does not demand and a mask does not know
+        # (patient position, scanner, coils, TE, TR) is left out, for whoever makes a scan of the template
         experimentalConditions=xsd.experimentalConditionsType(H1resonanceFrequency_Hz=0),
         encoding=[encoding],
+        userParameters=xsd.userParametersType(
+            userParameterDouble=[xsd.userParameterDoubleType(name="EffectiveR", value=mask.effective_r)],
+            userParameterString=[xsd.userParameterStringType(name="MaskHash", value=mask.sha256)],
+        ),
     )
     serializer = XmlSerializer(config=SerializerConfig(encoding="ascii"))
     return serializer.render(header, ns_map={None: "http://www.ismrm.org/ISMRMRD"}).encode("ascii")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+from scanprior.sim.mask_file import MaskFileError, check_own
 from scanprior.sim.sampling_table import (
+    FORMAT,
     Measured,
     SamplingTable,
     TableError,
@@ -22,6 +26,7 @@ from scanprior.sim.table_csv import read_csv, write_csv
 from scanprior.sim.table_ge import read_ge, write_ge
 from scanprior.sim.table_mrd import read_mrd, write_mrd
 from scanprior.sim.table_mrsolutions import read_mrsolutions, write_mrsolutions
+from scanprior.sim.whole_files import whole_files
 
 
 def _write_pulseq(path: Path, table: SamplingTable) -> None:
@@ -86,19 +91,34 @@ TABLE_FORMATS: dict[str, TableFormat] = {
 def write_table(
     path: Path, table: SamplingTable, name: str, write: Callable[[Path, SamplingTable], None] | None = None
 ) -> TableFormat:
-    """Write a table and the JSON file beside it.
+    """Write a table and the JSON file beside it, read them back, and only then put them in their places.
 
-    `write` takes the place of the format's own writer: `pulseq_file.write_pulseq` with a protocol, say.
+    `write` takes the place of the format's own writer: `pulseq_file.write_pulseq` with a protocol, say. Where anything
+    fails, what was there before is left as it was.
 
     Raises
     ------
     TableError
-        For an unknown format, another suffix, or a mask that the format cannot hold.
+        For an unknown format, another suffix, a mask that the format cannot hold, a table that does not read back as
+        it is, or another file that has the name of the JSON file.
     """
     path = Path(path)
     chosen = table_format(path, name)
-    (write or chosen.write)(path, table)
-    write_sidecar(path, table, name, chosen.status)
+    try:
+        check_own(sidecar_path(path), FORMAT)
+    except MaskFileError as error:
+        raise TableError(str(error)) from None
+    with whole_files(path.parent) as folder:
+        partial = folder / path.name
+        try:
+            (write or chosen.write)(partial, table)
+            write_sidecar(partial, table, name, chosen.status)
+            back = read_table(partial)[0]
+            if back.mask.sha256 != table.mask.sha256 or not np.array_equal(back.order.points, table.order.points):
+                raise TableError(f"{partial}: reads back as another table than was written")
+        except TableError as error:
+            # named as asked for, not as the partial file
+            raise TableError(str(error).replace(f"{folder}{os.sep}", f"{path.parent / '_'}"[:-1])) from error
     return chosen
 
 

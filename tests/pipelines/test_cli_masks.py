@@ -12,9 +12,10 @@ from networks import SMALL, small_network
 from scanprior.models.preconditioning import EDMDenoiser
 from scanprior.models.prior import load_prior, save_prior
 from scanprior.pipelines.cli import app
-from scanprior.sim.mask_comparison import Interval, difference, weights_hash
+from scanprior.sim.mask_comparison import Interval, difference, scores, weights_hash
 from scanprior.sim.mask_families import FAMILIES
 from scanprior.sim.mask_file import load_mask
+from scanprior.sim.mask_objectives import judge
 
 
 @pytest.fixture
@@ -50,8 +51,23 @@ def test_a_mask_of_each_family(family: str, tmp_path: Path) -> None:
         (["poisson-2d", "--matrix", "48"], "of points, expected y,z, found '48'"),
         (["uniform-1d", "--matrix", "48", "--r", "0.5"], "got 0.5"),
         (["uniform-1d", "--matrix", "48", "--r", "9", "--acs", "12"], "expected 1 to 4.00, got 9"),
-        (["uniform-1d", "--matrix", "x"], "--matrix: expected numbers"),
-        (["uniform-1d", "--fov", "1,2"], "--fov: expected x,y,z"),
+        (["uniform-1d", "--matrix", "x"], "--matrix: expected whole numbers from 1 with commas between, found 'x'"),
+        (["uniform-1d", "--matrix", "inf"], "--matrix: expected whole numbers from 1 with commas between, found 'inf'"),
+        (["poisson-2d", "--matrix", "nan,32"], "--matrix: expected whole numbers"),
+        (["poisson-2d", "--matrix", "32.7,99"], "--matrix: expected whole numbers"),
+        (["poisson-2d", "--matrix", "32,-99"], "--matrix: expected whole numbers"),
+        (["poisson-2d", "--matrix", "32,99,1"], "of points, expected y,z, found '32,99,1'"),
+        (["uniform-1d", "--matrix", "32,99,1"], "of lines, expected y, found '32,99,1'"),
+        (["uniform-1d", "--matrix", "7"], "--matrix: expected sizes from 8 to 65535, found '7'"),
+        (["uniform-1d", "--matrix", "70000"], "--matrix: expected sizes from 8 to 65535, found '70000'"),
+        (["uniform-1d", "--matrix", "48", "--r", "inf"], "R: expected a finite number from 1, got inf"),
+        (["poisson-2d", "--matrix", "48,48", "--r", "nan"], "R: expected a finite number from 1, got nan"),
+        (["uniform-1d", "--matrix", "48", "--r", "0"], "R: expected a finite number from 1, got 0"),
+        (["uniform-1d", "--matrix", "48", "--r", "0", "--acs", "8"], "got 0"),
+        (["uniform-1d", "--matrix", "48", "--r", "nan", "--acs", "8"], "got nan"),
+        (["radial", "--matrix", "48,48", "--r", "inf"], "spokes: expected a whole number from 1, got inf"),
+        (["uniform-1d", "--fov", "1,2"], "--fov: expected three lengths x,y,z"),
+        (["uniform-1d", "--fov", "230,inf,4"], "fov_mm: expected three lengths"),
     ],
 )
 def test_masks_that_are_refused(arguments: list[str], complaint: str, tmp_path: Path) -> None:
@@ -60,6 +76,27 @@ def test_masks_that_are_refused(arguments: list[str], complaint: str, tmp_path: 
     assert result.exit_code == 1
     assert complaint in words(result)
     assert not out.exists()
+
+
+def test_an_unrelated_json_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "h.json").write_text('{"mine": 1}')
+    result = cli.invoke(app, ["make-mask", "uniform-1d", str(tmp_path / "h.npz"), "--matrix", "48"])
+    assert result.exit_code == 1
+    assert "h.json: is there already and is no description of ours" in words(result)
+    assert [path.name for path in tmp_path.iterdir()] == ["h.json"]
+    assert (tmp_path / "h.json").read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fov"),
+    [(["uniform-1d", "--matrix", "48"], (230, 230, 4)), (["poisson-2d", "--matrix", "48,24"], (230, 230, 115))],
+)
+def test_the_usual_field_of_view_has_voxels_that_can_be_meant(
+    arguments: list[str], fov: tuple[float, ...], tmp_path: Path
+) -> None:
+    result = cli.invoke(app, ["make-mask", arguments[0], str(tmp_path / "m.npz"), *arguments[1:]])
+    assert result.exit_code == 0, result.output
+    assert load_mask(tmp_path / "m.npz").fov_mm == fov
 
 
 @pytest.mark.parametrize(
@@ -115,8 +152,85 @@ def test_learning_writes_mask_pictures_and_report(
     assert "Not compared" in (tmp_path / "again" / "report.md").read_text()
 
 
-def test_learning_that_is_refused(tmp_path: Path, prior: Path) -> None:
+@pytest.mark.parametrize("learner", ["gumbel", "greedy"])
+def test_a_cut_run_goes_on(learner: str, tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = stack(tmp_path / "train.npz", 1)
+    fixed = ["learn-mask", "--data", str(train), "--images", "2", "--prior", str(prior), "--coils", "1", "--acs", "8"]
+    fixed += ["--learner", learner, "--steps", "6", "--together", "1", "--shortlist", "2", "--device", "cpu"]
+    fixed += ["--objective", "data-consistency", "--best-of", "0"]
+    fixed += ["--method", "pnp-admm:samples=0,iterations=2,sigma_start=0.5,sigma=0.3,penalty=3"]
+    out = tmp_path / "out"
+    assert cli.invoke(app, [*fixed, "--r", "4", "--out", str(tmp_path / "whole")]).exit_code == 0
+    expected = load_mask(tmp_path / "whole" / "mask.npz")
+    assert not (tmp_path / "whole" / "learning.safetensors").exists()
+
+    monkeypatch.setattr("scanprior.sim.mask_checkpoint.Checkpoint.due", lambda self: True)
+    calls = []
+
+    def counted(*arguments: object) -> object:
+        calls.append(len(calls))
+        if len(calls) == 5:
+            raise RuntimeError("the machine is gone")
+        return judge(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scanprior.sim.mask_learning.judge", counted)
+        result = cli.invoke(app, [*fixed, "--r", "4", "--out", str(out)])
+    assert result.exit_code == 1
+    assert "the machine is gone" in words(result)
+    assert [path.name for path in out.iterdir()] == ["learning.safetensors"]
+    refused = cli.invoke(app, [*fixed, "--r", "3", "--out", str(out)])
+    assert refused.exit_code == 1
+    assert "learning.safetensors: an unfinished learning with other settings, images or prior" in words(refused)
+    assert [path.name for path in out.iterdir()] == ["learning.safetensors"]
+
+    before = len(calls)
+    with monkeypatch.context() as patch:
+        patch.setattr("scanprior.sim.mask_learning.judge", counted)
+        result = cli.invoke(app, [*fixed, "--r", "4", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert load_mask(out / "mask.npz").sha256 == expected.sha256
+    assert not (out / "learning.safetensors").exists()
+    # 6 steps of one image, or 4 of two: four judges were made before the cut, the rest after it
+    assert len(calls) - before == (2 if learner == "gumbel" else 4)
+    losses = [json.loads((folder / "learning.json").read_text())["losses"] for folder in (out, tmp_path / "whole")]
+    assert losses[0] == losses[1]
+
+
+def test_a_cut_comparison_goes_on(tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = stack(tmp_path / "train.npz", 1), stack(tmp_path / "test.npz", 2)
+    fixed = ["learn-mask", "--data", str(train), "--images", "1", "--prior", str(prior), "--coils", "1", "--acs", "8"]
+    fixed += ["--together", "9", "--objective", "data-consistency", "--device", "cpu", "--best-of", "2"]
+    fixed += ["--method", "pnp-admm:samples=0,iterations=2,sigma_start=0.5,sigma=0.3,penalty=3", "--r", "4"]
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    with_test = [*fixed, "--test", str(test)]
+    calls = []
+    assert cli.invoke(app, [*with_test, "--out", str(whole)]).exit_code == 0
+
+    def counted(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == cut:
+            raise RuntimeError("the machine is gone")
+        return scores(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("scanprior.pipelines.mask_learning.scores", counted)
+    # the mask, two draws, learned, uniform-1d, gaussian-1d, the best of the draws
+    cut = 6
+    result = cli.invoke(app, [*with_test, "--out", str(out)])
+    assert result.exit_code == 1
+    assert "the machine is gone" in words(result)
+    assert {"mask.npz", "learning.safetensors", "comparison.json"} < {path.name for path in out.iterdir()}
+    calls.clear()
+    cut = 0
+    assert cli.invoke(app, [*with_test, "--out", str(out)]).exit_code == 0
+    assert len(calls) == 3, "validation of the mask, gaussian-1d, the best of the draws"
+    reports = [(folder / "report.md").read_text().split("On 3 test images")[1] for folder in (out, whole)]
+    assert reports[0] == reports[1]
+    assert not {"learning.safetensors", "comparison.json"} & {path.name for path in out.iterdir()}
+
+
+def test_learning_that_is_refused(tmp_path: Path, prior: Path) -> None:
+    train, other = stack(tmp_path / "train.npz", 1), stack(tmp_path / "other.npz", 2)
     fixed = ["learn-mask", "--data", str(train), "--images", "2", "--out", str(tmp_path / "out"), "--prior", str(prior)]
     for options, complaint in (
         (["--r", "9", "--acs", "12"], "R 9: with 12 ACS lines of 48 expected 1 to 4.00"),
@@ -128,6 +242,10 @@ def test_learning_that_is_refused(tmp_path: Path, prior: Path) -> None:
         (["--prior", "nothing"], "'nothing' not found"),
         (["--test", str(train)], "is of the training images too: test on others"),
         (["--validation", str(train), "--validation-images", "2"], "is of the training images too: validate on others"),
+        (
+            ["--validation", str(other), "--validation-images", "2", "--test", str(other)],
+            "is of the validation images too: test on others",
+        ),
         (["--images", "9"], "9 images asked for"),
     ):
         result = cli.invoke(app, [*fixed, *options])

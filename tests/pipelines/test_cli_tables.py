@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pypulseq as pp
 import pytest
 from masks import lines_mask, points_mask
 from matplotlib.image import imread
@@ -65,6 +66,35 @@ def test_a_plane_goes_out_and_comes_back(tmp_path: Path, format_: str) -> None:
     code, output = run("read-table", out, "--plot", tmp_path / "again.png")
     assert code == 0, output
     assert np.array_equal(imread(tmp_path / "again.png"), imread(tmp_path / "order.png"))
+
+
+def test_points_by_the_defaults_of_make_mask_are_played_in_3d(tmp_path: Path) -> None:
+    path = tmp_path / "points.npz"
+    code, output = run("make-mask", "poisson-2d", path, "--matrix", "24,16")
+    assert code == 0, output
+    code, output = run("export-mask", path, "--format", "pulseq")
+    assert code == 0, output
+    assert "scanprior_gre3d" in output
+    text = path.with_suffix(".seq").read_text()
+    thickness = 230e-3 * 16 / 24
+    definitions = dict(line.split(" ", 1) for line in text.split("[BLOCKS]")[0].splitlines() if " " in line)
+    assert [float(length) for length in definitions["FOV"].split()] == pytest.approx([0.23, 0.23, thickness], rel=1e-6)
+    assert float(definitions["SliceThickness"]) == pytest.approx(0.8 * thickness, rel=1e-6)
+    code, output = run("read-table", path.with_suffix(".seq"), "--out", tmp_path / "again.npz")
+    assert code == 0, output
+    mask = load_mask(path)
+    assert load_mask(tmp_path / "again.npz").sha256 == mask.sha256
+    assert mask.samples == 24 * 16 // 4
+    # the files' own gradients against the mask, by pypulseq alone
+    sequence = pp.Sequence()
+    sequence.read(str(path.with_suffix(".seq")))
+    trajectory = sequence.calculate_kspace()[0].reshape(3, -1, 48)[:, 16:, 24]  # 16 of noise; the middle of readouts
+    assert np.abs(trajectory[0]).max() * 0.23 < 1e-3
+    lines = np.rint(trajectory[1:].T * [0.23, thickness]).astype(int) + np.array([12, 8])
+    assert sorted(map(tuple, lines)) == sorted(map(tuple, np.argwhere(mask.mask)))
+    code, output = run("export-mask", path, "--format", "pulseq", "--fov", "230,230,1")
+    assert code == 1
+    assert "fov_mm: 1 mm along z are 16 partitions of 0.0625 mm" in " ".join(output.split())
 
 
 def test_pulseq_protocol_reaches_the_file(tmp_path: Path) -> None:

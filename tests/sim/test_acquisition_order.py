@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scanprior.sim.acquisition_order import ORDERS, OrderSettings, acquisition_order
+from scanprior.sim.acquisition_order import ORDERS, OrderSettings, acquisition_order, nearest_to_dc
 
 
 def lines(size: int, *measured: int) -> np.ndarray:
@@ -76,6 +76,27 @@ def test_every_point_once_and_dc_at_the_effective_echo(
     if effective is not None:
         centre = (order.points == [ny // 2, nz // 2]).all(1)
         assert order.echo[centre].tolist() == [effective]
+
+
+def test_the_nearest_to_dc_does_not_depend_on_the_order() -> None:
+    shape = (12, 8)  # DC is (6, 4)
+    points = np.array([[7, 4], [5, 4], [6, 6], [0, 0], [9, 4], [6, 2], [3, 4]])
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        shuffled = points[rng.permutation(len(points))]
+        assert shuffled[nearest_to_dc(shuffled, shape)].tolist() == [5, 4]
+    # 3 of 12 lines and 2 of 8 partitions are as far: the lowest kz, then the lowest ky
+    assert points[nearest_to_dc(points, shape)].tolist() == [5, 4]
+    for rows, first in (([2, 4, 5, 6], [6, 2]), ([2, 4, 6], [3, 4]), ([2, 4], [9, 4])):
+        assert points[rows][nearest_to_dc(points[rows], shape)].tolist() == first
+
+
+@pytest.mark.parametrize("effective", range(4))
+@pytest.mark.parametrize("name", ["centre-out", "interleaved"])
+def test_without_dc_the_lower_of_two_equal_lines_is_the_centre(name: str, effective: int) -> None:
+    order = acquisition_order(lines(16, 0, 2, 5, 7, 9, 11, 13, 15), OrderSettings(name, 4, effective))
+    assert order.echo[order.points[:, 0] == 7].tolist() == [effective]
+    assert order.points[nearest_to_dc(order.points, (16, 1))].tolist() == [7, 0]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,19 @@ def test_every_r_of_a_usual_matrix_with_the_default_acs(family: str, r: float) -
 
 
 @pytest.mark.parametrize("family", BY_R)
+def test_the_default_acs_is_what_the_help_says(family: str) -> None:
+    for size in (16, 32, 48, 96, 320, 512):
+        for r in (1.5, 2.0, 4.0, 8.0):
+            acs = default_acs(family, (size, size), r)
+            dimensions = FAMILIES[family].dimensions
+            samples = size**dimensions / r
+            third, most = (0.32 * samples) ** (1 / dimensions), (0.75 * samples) ** (1 / dimensions)
+            assert 8 <= acs <= max(8, most)
+            if most >= 12:
+                assert acs == np.clip(round(third), 12, min(24, int(most)))
+
+
+@pytest.mark.parametrize("family", BY_R)
 def test_one_seed_is_one_mask(family: str) -> None:
     draws = [make_mask(family, (48, 40), 3.0, 6, [7, seed]).mask for seed in (1, 1, *range(2, 10))]
     np.testing.assert_array_equal(draws[0], draws[1])

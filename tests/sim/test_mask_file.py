@@ -152,3 +152,20 @@ def test_settings_that_json_cannot_hold(tmp_path: Path) -> None:
         with pytest.raises(MaskFileError, match=r"cannot be described|JSON cannot hold"):
             save_mask(tmp_path / "m.npz", replace(example(), settings={"step": value}))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ['{"echo": 3}', "[]", "", "[" * 9999, '{"format": "scanprior-table"}'])
+def test_a_file_of_another_is_not_replaced(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(MaskFileError, match=r"m\.json: is there already and is no description of ours"):
+        save_mask(tmp_path / "m.npz", example())
+    assert (tmp_path / "m.json").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
+
+
+def test_a_mask_of_ours_is_replaced(tmp_path: Path) -> None:
+    save_mask(tmp_path / "m.npz", example())
+    other = replace(example(), acs=acs_lines(32, 6)[:, None])
+    save_mask(tmp_path / "m.npz", other)
+    assert load_mask(tmp_path / "m.npz").sha256 == other.sha256
+    assert next(iter(json.loads((tmp_path / "m.json").read_text()))) == "format", "it says first what it is"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -67,7 +68,7 @@ def test_bruker_holds_products_and_nothing_else(tmp_path: Path) -> None:
         SamplingTable(points_mask(), OrderSettings()),
         SamplingTable(mask, OrderSettings("centre-out")),  # the mask is a product, its order is not
     ):
-        with pytest.raises(TableError, match="no such product"):
+        with pytest.raises(TableError, match=r"no such product\. Lines .* linear; .* another format, such as csv"):
             written(tmp_path, bad, "bruker")
 
 
@@ -111,7 +112,10 @@ def test_ge_text(tmp_path: Path) -> None:
     assert lines[7:10] == ["RECON_SCHEDULE\t1\t7", "---", "0\t0\t1\t0\t0\t0\t-1"]
     assert lines[12:16] == ["SAMPLING_PATTERN\t4\t4", "max_stride\t2\t1", "pattern_dimensions\t8\t1", "---"]
     assert lines[16:20] == ["5\t0\t4\t0", "4\t0\t3\t0", "7\t0\t6\t0", "2\t0\t1\t0"]
-    assert lines[22:25] == ["SAMPLING_PATTERN\t2\t4", "fully_sampled_start\t3\t0", "fully_sampled_length\t2\t1"]
+    assert lines[22:29] == [
+        "SAMPLING_PATTERN\t2\t4", "pattern_dimensions\t8\t1", "fully_sampled_start\t3\t0",
+        "fully_sampled_length\t2\t1", "---", "5\t0\t4\t0", "4\t0\t3\t0",
+    ]  # fmt: skip
 
 
 def test_bart_bytes(tmp_path: Path) -> None:
@@ -144,24 +148,68 @@ def test_bart_reads_the_pattern(tmp_path: Path, mask: SamplingMask) -> None:
     assert np.abs(back - measured / 1.1).max() < 1e-4 * np.abs(measured).max()
 
 
-def test_mrd_template_by_ismrmrd(tmp_path: Path) -> None:
-    table = SamplingTable(lines_mask(), TRAIN)
+@pytest.mark.parametrize("mask", [lines_mask(), points_mask((12, 10))], ids=["lines", "points"])
+def test_mrd_template_by_ismrmrd(tmp_path: Path, mask: SamplingMask) -> None:
+    """Read by the reader of the ismrmrd package, not by ours."""
+    table = SamplingTable(mask, TRAIN)
     file = ismrmrd.Dataset(str(written(tmp_path, table, "mrd")), "dataset", False)
     header = ismrmrd.xsd.CreateFromDocument(file.read_xml_header())
-    matrix = header.encoding[0].encodedSpace.matrixSize
-    assert (matrix.x, matrix.y, matrix.z) == table.mask.matrix
-    assert header.encoding[0].encodingLimits.kspace_encoding_step_1.center == 16
-    assert header.encoding[0].echoTrainLength == 3
-    assert file.number_of_acquisitions() == table.mask.samples
+    encoding = header.encoding[0]
+    for space in (encoding.encodedSpace, encoding.reconSpace):
+        assert (space.matrixSize.x, space.matrixSize.y, space.matrixSize.z) == mask.matrix
+        assert (space.fieldOfView_mm.x, space.fieldOfView_mm.y, space.fieldOfView_mm.z) == mask.fov_mm
+    columns, rows, partitions = mask.matrix
+    for limit, size in (
+        (encoding.encodingLimits.kspace_encoding_step_1, rows),
+        (encoding.encodingLimits.kspace_encoding_step_2, partitions),
+    ):
+        assert (limit.minimum, limit.center, limit.maximum) == (0, size // 2, size - 1)
+    assert encoding.trajectory.value == "cartesian"
+    assert encoding.echoTrainLength == 3
+    assert header.userParameters.userParameterString[0].value == mask.sha256
+    assert header.userParameters.userParameterDouble[0].value == mask.effective_r
+    # nothing that a mask cannot know
+    assert header.measurementInformation is None
+    assert header.acquisitionSystemInformation is None
+    assert header.sequenceParameters is None
+    assert file.number_of_acquisitions() == mask.samples
     for i, (point, echo, acs) in enumerate(zip(table.order.points, table.order.echo, table.in_acs, strict=True)):
         acquisition = file.read_acquisition(i)
-        assert acquisition.data.shape == (0, 40)
-        assert acquisition.center_sample == 20
+        assert acquisition.data.shape == (0, columns)
+        assert acquisition.center_sample == columns // 2
         assert (acquisition.idx.kspace_encode_step_1, acquisition.idx.kspace_encode_step_2) == tuple(point)
         assert acquisition.idx.segment == echo
+        assert acquisition.scan_counter == i + 1
         assert acquisition.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING) == acs
         assert not acquisition.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
-        assert acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_MEASUREMENT) == (i == table.mask.samples - 1)
+        assert acquisition.is_flag_set(ismrmrd.ACQ_LAST_IN_MEASUREMENT) == (i == mask.samples - 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "samples", "factors"),
+    [
+        ((32, 1), 8, (4, 1)),
+        ((12, 12), 36, (2, 2)),
+        ((12, 12), 12, (3, 4)),
+        ((10, 10), 20, (1, 5)),
+        ((6, 4), 24, (1, 1)),
+    ],
+)
+def test_mrd_acceleration(tmp_path: Path, shape: tuple[int, int], samples: int, factors: tuple[int, int]) -> None:
+    mask, acs = np.zeros(shape, bool), np.zeros(shape, bool)
+    acs[shape[0] // 2, shape[1] // 2] = True
+    away = np.argsort(acs.ravel(), kind="stable")[::-1]  # DC first
+    mask.ravel()[away[:samples]] = True
+    for inner, expected in ((acs, factors), (np.zeros_like(acs), factors if shape[1] == 1 else None)):
+        whole = SamplingMask(mask, inner, (16, *shape), (200.0, 200.0, 100.0), "hand")
+        file = ismrmrd.Dataset(str(written(tmp_path, SamplingTable(whole, OrderSettings()), "mrd")), "dataset", False)
+        found = ismrmrd.xsd.CreateFromDocument(file.read_xml_header()).encoding[0].parallelImaging
+        if expected is None:
+            assert found is None
+            continue
+        factor = found.accelerationFactor
+        assert (factor.kspace_encoding_step_1, factor.kspace_encoding_step_2) == expected
+        assert found.calibrationMode.value == ("embedded" if inner.any() else "other")
 
 
 def test_mrd_line_with_flag_20_is_refused(tmp_path: Path) -> None:
@@ -286,3 +334,49 @@ def test_names_and_missing_files(tmp_path: Path) -> None:
     sidecar_path(path).unlink()
     with pytest.raises(TableError, match="has this file beside it"):
         read_table(path)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE_FORMATS if name != "pulseq"])
+def test_a_table_that_does_not_read_back_leaves_what_was_there(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, small_table(), name)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    other = SamplingTable(random_mask((8, 1), (2, 1), 5), OrderSettings())
+    own = TABLE_FORMATS[name].write
+
+    def wrong(target: Path, table: SamplingTable) -> None:
+        own(target, small_table())
+
+    with pytest.raises(TableError) as refused:
+        write_table(path, other, name, wrong)
+    assert str(refused.value).startswith(f"{tmp_path}/table")
+    assert ".partial" not in str(refused.value)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_file_of_another_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "table.csv.json").write_text('{"format": "other"}')
+    with pytest.raises(TableError, match=r"table\.csv\.json: is there already"):
+        written(tmp_path, small_table(), "csv")
+    assert [file.name for file in tmp_path.iterdir()] == ["table.csv.json"]
+
+
+def test_a_name_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TableError, match=r"^table\.txt: a Bruker table"):
+        write_table(Path("table.txt"), SamplingTable(points_mask(), OrderSettings()), "bruker")
+    write_table(Path("table.csv"), small_table(), "csv")
+    assert {file.name for file in tmp_path.iterdir()} == {"table.csv", "table.csv.json"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"asked_r": 0.5}, r"table\.csv: cannot be described: asked_r"),
+        ({"settings": {"step": float("nan")}}, r"table\.csv: settings that JSON cannot hold"),
+        ({"settings": {"step": np.ones(2)}}, r"table\.csv: (cannot be described|settings that JSON cannot hold)"),
+    ],
+)
+def test_facts_that_the_sidecar_cannot_hold(tmp_path: Path, change: dict, message: str) -> None:
+    with pytest.raises(TableError, match=message):
+        written(tmp_path, SamplingTable(replace(small_table().mask, **change), OrderSettings()), "csv")
+    assert not list(tmp_path.iterdir())
