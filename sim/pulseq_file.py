@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from scanprior.sim.pulseq_gre import build_gre
 from scanprior.sim.pulseq_protocol import ProtocolError, PulseqProtocol
 from scanprior.sim.pulseq_tse import build_tse
 from scanprior.sim.sampling_table import Measured, SamplingTable, TableError
+from scanprior.sim.sequence_file import SequenceFileError, read_sequence
 
 TOLERANCE = 1e-3
 """How far, in lines, the gradients may put a readout from where its labels say it is."""
@@ -66,21 +66,15 @@ def read_pulseq(path: Path, shape: tuple[int, int]) -> Measured:
         If the signature is not that of the text, the file cannot be read, or the above does not hold.
     """
     check_signature(path)
-    sequence = pp.Sequence()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # files before 1.5 do not say what a pulse is for; None lets pypulseq tell by its flip angle
-            sequence.read(str(path), detect_rf_use=None)  # type: ignore[arg-type]
-            labels = sequence.evaluate_labels(evolution="adc")
-            trajectory = sequence.calculate_kspace()[0]
-            fov = np.array(sequence.get_definition("FOV"), float)
-            sign = float(sequence.get_definition("PhaseSign"))
-    except (
-        ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
-        UnboundLocalError, ValueError, Warning,
-    ) as error:  # fmt: skip
-        raise TableError(f"{path}: pypulseq cannot read it: {type(error).__name__}: {error}") from error
+        read = read_sequence(path)
+        fov = np.array(read.sequence.get_definition("FOV"), float)
+        sign = float(read.sequence.get_definition("PhaseSign"))
+    except SequenceFileError as error:
+        raise TableError(str(error)) from error
+    except (TypeError, ValueError) as error:
+        raise TableError(f"{path}: definitions FOV and PhaseSign: expected numbers: {error}") from error
+    labels, trajectory = read.labels, read.trajectory
     count = np.size(labels.get("LIN", ()))
     if (
         not count

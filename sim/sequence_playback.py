@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pypulseq as pp
+from scanprior.sim.sequence_file import SequenceFileError, read_sequence
 
 
 class PlaybackError(ValueError):
@@ -85,19 +85,11 @@ def play_back(path: Path) -> Playback:
     PlaybackError
         If pypulseq cannot read the file, or its readouts have no common length and dwell time.
     """
-    sequence = pp.Sequence()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # files before 1.5 do not say what a pulse is for; None lets pypulseq tell by its flip angle
-            sequence.read(str(path), detect_rf_use=None)  # type: ignore[arg-type]
-            labels = sequence.evaluate_labels(evolution="adc")
-            trajectory, _, _, _, times = sequence.calculate_kspace()
-    except (
-        ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
-        ValueError, Warning,
-    ) as error:  # fmt: skip
-        raise PlaybackError(f"{path}: pypulseq cannot read it: {type(error).__name__}: {error}") from error
+        read = read_sequence(path)
+    except SequenceFileError as error:
+        raise PlaybackError(str(error)) from error
+    sequence, labels, trajectory, times = read.sequence, read.labels, read.trajectory, read.times
     phases, positions, excited, starts, adcs = _follow(sequence, path)
     count = len(adcs)
     if not count or trajectory.shape[1] % count or len({(adc.num_samples, adc.dwell) for adc in adcs}) > 1:
