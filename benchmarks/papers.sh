@@ -159,7 +159,7 @@ vae_choice() {
 
 # paper 3: the VAE's covariances and the supervised methods over spokes and noise (24 slices take half an hour)
 vae() {
-  evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --coils 1 --phase 0 --size 128 --images "${IMAGES:-24}" \
+  evaluate --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --tune-images 2 --coils 1 --phase 0 --size 128 --images "${IMAGES:-50}" \
     --masks radial --spokes 5,25,45,125 --noise 0.0125,0.05 --out "$OUT/vae" \
     --methods least-squares,tv,vae:prior=vae-128,mu=4,vae:prior=vae-128-diagonal,mu=4,vae:prior=vae-128-identity,mu=4 \
     --methods pnp-admm,varnet,unet
