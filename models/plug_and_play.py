@@ -97,6 +97,8 @@ class PnPImage:
         v (..., y, x), or (..., set, y, x); in the prior's scale.
     denoised
         The same after the last denoising.
+    centre
+        v - u: what the next step on the data would draw its image to, with the weight `ridge`.
     scale
         What the image is to be multiplied by.
     residuals
@@ -109,6 +111,8 @@ class PnPImage:
 
     image: torch.Tensor
     denoised: torch.Tensor
+    centre: torch.Tensor
+    ridge: float
     scale: float
     residuals: list[tuple[float, float]]
     stopped: str
@@ -162,7 +166,7 @@ def plug_and_play(
     x = v = data if settings.start == "zero-filled" else rough / scale
     u = torch.zeros_like(x)
     residuals: list[tuple[float, float]] = []
-    level_before = settings.level(0)
+    level_before, ridge = settings.level(0), 0.0
     stopped = "iterations"
     for iteration in range(settings.iterations):
         level = settings.level(iteration)
@@ -195,6 +199,7 @@ def plug_and_play(
         if max(primal, dual) <= settings.tolerance and level == settings.sigma:
             stopped = "tolerance"
             break
-    if settings.final_sigma is None:
-        return PnPImage(v, v, scale, residuals, stopped, len(residuals))
-    return PnPImage(v, bound.denoise(v, settings.final_sigma), scale, residuals, stopped, len(residuals) + 1)
+    denoised, evaluations = v, len(residuals)
+    if settings.final_sigma is not None:
+        denoised, evaluations = bound.denoise(v, settings.final_sigma), evaluations + 1
+    return PnPImage(v, denoised, v - u, ridge, scale, residuals, stopped, evaluations)

@@ -99,11 +99,17 @@ def learn_mask(
     draws: Annotated[int, typer.Option(min=0, help="gumbel: random patterns tried at each validation.")] = 4,
     together: Annotated[int, typer.Option(min=1, help="greedy: samples added at once.")] = 2,
     shortlist: Annotated[int, typer.Option(min=0, help="greedy: candidates tried exactly; 0: all.")] = 8,
-    evaluations: Annotated[int, typer.Option(min=1, help="Of the network, by the objective reconstruction.")] = 8,
+    exchanges: Annotated[
+        int | None, typer.Option(min=0, help="greedy: tries of a sample in another place; default: 30, of points 0.")
+    ] = None,
+    evaluations: Annotated[int, typer.Option(min=1, help="Of the network, by the objective reconstruction.")] = 10,
     method: Annotated[str, typer.Option(help="Recipe of validation and comparison.")] = "pnp-admm:samples=0",
     best_of: Annotated[int, typer.Option(min=0, help="Random draws whose best is a baseline; 0: none.")] = 10,
     fov: Annotated[str | None, typer.Option(help=_FOV)] = None,
     readout: Annotated[int | None, typer.Option(min=1, help="Samples along x of points; else as many as y.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of the network: float32, bfloat16 (faster on GPUs and CPUs with AMX), float16.")
+    ] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -133,11 +139,12 @@ def learn_mask(
     if kind not in ("lines", "points"):
         raise typer.BadParameter(f"--kind: expected lines or points, found {kind!r}")
     try:
-        candidate = parse_methods([f"{method}{',' if ':' in method else ':'}prior={prior}"])[0]
+        candidate = parse_methods([f"{method}{',' if ':' in method else ':'}prior={prior}"], precision)[0]
         chosen = {"kind": objective, "sigma": sigma, "evaluations": evaluations}
         learning = {
             "learner": learner, "steps": steps, "learning_rate": learning_rate, "draws": draws, "together": together,
             "shortlist": shortlist, "seed": seed,
+            "exchanges": exchanges if exchanges is not None else 30 if kind == "lines" else 0,
         }  # fmt: skip
         train = pick_images(data, images, size)
         rows, columns = train[0].pixels.shape
@@ -162,7 +169,7 @@ def learn_mask(
         if threads:
             torch.set_num_threads(threads)
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        loaded = load_prior(prior, place)
+        loaded = load_prior(prior, place, None if precision == "float32" else getattr(torch, precision))
     except ValidationError as error:
         raise typer.BadParameter(explain(error)) from None
     except (RecipeError, PriorError, EvaluationError, MaskLearningError, ValueError) as error:

@@ -2,13 +2,14 @@
 
 `gumbel` is Ravula et al. (2023): a logit for each line (or point) -> probability -> rescaled to the exact mean (eq. 16)
 -> Bernoulli draws with the Gumbel straight-through estimator. `greedy` begins with the ACS and adds, again and again,
-what lowers the loss most. Both end in one pattern of exactly the asked number of samples.
+what lowers the loss most; then it tries samples in other places (exchanges, as in optimal design), as long as that
+lowers it. Both end in one pattern of exactly the asked number of samples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,6 +36,9 @@ class LearningSettings(Settings):
     draws: int = Field(4, ge=0, description="gumbel: random patterns tried then, besides the most probable one")
     together: int = Field(2, ge=1, description="greedy: samples that are added before the loss is taken anew")
     shortlist: int = Field(8, ge=0, description="greedy: exact losses of so many of the best by their slopes; 0: all")
+    exchanges: int = Field(
+        30, ge=0, description="greedy: so many times one of the samples is tried in another place afterwards"
+    )
     seed: int = Field(0, ge=0, description="of all draws")
 
 
@@ -256,20 +260,38 @@ def _greedy(
 ) -> Learned:  # fmt: skip
     found = Learned(acs.copy(), acs.astype(np.float64))
     kept = checkpoint.load() if checkpoint is not None else None
+    tried: set[tuple[int, int]] = set()  # exchanges of this very pattern
+    exchanges = 0
+    at: tuple[float, torch.Tensor] | None = None  # loss and slope of the pattern, once exchanges have begun
     if kept is not None:
         found = _restored(kept)
+        exchanges, tried = kept.facts["exchanges"], {(gone, come) for gone, come in kept.facts["tried"]}
+        if "slope" in kept.tensors:
+            at = kept.facts["loss"], kept.tensors["slope"]
     missing = samples - int(acs.sum())
-    done = int(found.mask.sum()) - int(acs.sum())
-    while done < missing:
-        weights = torch.from_numpy(found.mask).to(examples[0].truth.real)
+    steps = missing + settings.exchanges
+
+    def save(last: bool) -> None:
+        if checkpoint is not None and (last or checkpoint.due()):
+            facts: dict[str, Any] = {"exchanges": exchanges, "tried": sorted(tried)}
+            _save(checkpoint, found, {"slope": at[1]} if at else {}, facts | ({"loss": at[0]} if at else {}))
+
+    def weighed(mask: np.ndarray) -> tuple[list[Judge], float, torch.Tensor, torch.Tensor]:
+        """Judges, loss, slopes and weights of a pattern."""
+        weights = torch.from_numpy(mask).to(examples[0].truth.real)
         # the same draws in every step: what changes is the mask alone
         generator = torch.Generator().manual_seed(settings.seed)
         judges = [judge(example, prior, objective, weights, generator) for example in examples]
         loss, slope = 0.0, torch.zeros_like(weights)
         for each in judges:
             part = each.loss_and_gradient(weights)
-            loss += part[0] / len(judges)
+            loss += (math.log(part[0]) if settings.loss == "log" else part[0]) / len(judges)
             slope += part[1] / (len(judges) * (part[0] if settings.loss == "log" else 1))
+        return judges, math.exp(loss) if settings.loss == "log" else loss, slope, weights
+
+    done = int(found.mask.sum()) - int(acs.sum())
+    while done < missing:
+        judges, loss, slope, weights = weighed(found.mask)
         now = min(settings.together, missing - done)
         chosen = _best_additions(judges, weights, slope, now, settings)
         for place in chosen:
@@ -277,13 +299,48 @@ def _greedy(
             found.probabilities.ravel()[place] = 1 - done / missing
             done += 1
         found.losses.append(loss)
-        if checkpoint is not None and (done == missing or checkpoint.due()):
-            _save(checkpoint, found, {}, {})
+        save(last=done == missing)
         if watch is not None:
-            watch(done, missing, loss, found.probabilities)
+            watch(done, steps, loss, found.probabilities)
+    while exchanges < settings.exchanges:
+        if at is None:
+            at = weighed(found.mask)[1:3]
+            save(last=False)
+        pair = next((pair for pair in _exchanges(found.mask, acs, at[1].numpy(force=True)) if pair not in tried), None)
+        if pair is None:  # no other place is better for any
+            exchanges = settings.exchanges
+            save(last=True)
+            if watch is not None:
+                watch(steps, steps, at[0], found.probabilities)
+            break
+        tried.add(pair)
+        exchanges += 1
+        changed = found.mask.copy()
+        changed.ravel()[list(pair)] = [False, True]
+        other = weighed(changed)[1:3]
+        if other[0] < at[0]:
+            at, found.mask = other, changed
+            ranks = found.probabilities.ravel()
+            ranks[pair[1]], ranks[pair[0]] = ranks[pair[0]], 0.0
+            tried.clear()
+        found.losses.append(at[0])
+        save(last=exchanges == settings.exchanges)
+        if watch is not None:
+            watch(missing + exchanges, steps, at[0], found.probabilities)
     if validate is not None:
-        found.validated.append((done, validate(found.mask)))
+        found.validated.append((steps, validate(found.mask)))
     return found
+
+
+def _exchanges(mask: np.ndarray, acs: np.ndarray, slope: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(flat place to leave, flat place to take) by their slopes, the most promising pairs first."""
+    slopes = slope.ravel()
+    inside, outside = np.flatnonzero((mask & ~acs).ravel()), np.flatnonzero(~mask.ravel())
+    leave = inside[np.argsort(-slopes[inside], kind="stable")]
+    take = outside[np.argsort(slopes[outside], kind="stable")]
+    for rank in range(len(leave) + len(take) - 1):
+        for number in range(max(0, rank - len(take) + 1), min(rank + 1, len(leave))):
+            yield int(leave[number]), int(take[rank - number])
 
 
 def _best_additions(

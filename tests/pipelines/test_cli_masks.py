@@ -157,7 +157,7 @@ def test_a_cut_run_goes_on(learner: str, tmp_path: Path, prior: Path, monkeypatc
     train = stack(tmp_path / "train.npz", 1)
     fixed = ["learn-mask", "--data", str(train), "--images", "2", "--prior", str(prior), "--coils", "1", "--acs", "8"]
     fixed += ["--learner", learner, "--steps", "6", "--together", "1", "--shortlist", "2", "--device", "cpu"]
-    fixed += ["--objective", "data-consistency", "--best-of", "0"]
+    fixed += ["--objective", "data-consistency", "--best-of", "0", "--exchanges", "2"]
     fixed += ["--method", "pnp-admm:samples=0,iterations=2,sigma_start=0.5,sigma=0.3,penalty=3"]
     out = tmp_path / "out"
     assert cli.invoke(app, [*fixed, "--r", "4", "--out", str(tmp_path / "whole")]).exit_code == 0
@@ -191,8 +191,9 @@ def test_a_cut_run_goes_on(learner: str, tmp_path: Path, prior: Path, monkeypatc
     assert result.exit_code == 0, result.output
     assert load_mask(out / "mask.npz").sha256 == expected.sha256
     assert not (out / "learning.safetensors").exists()
-    # 6 steps of one image, or 4 of two: four judges were made before the cut, the rest after it
-    assert len(calls) - before == (2 if learner == "gumbel" else 4)
+    # 6 steps of one image; or of two images 4 steps, the pattern to exchange in, 2 exchanges: four judges were made
+    # before the cut, the rest after it
+    assert len(calls) - before == (2 if learner == "gumbel" else 4 + 2 + 4)
     losses = [json.loads((folder / "learning.json").read_text())["losses"] for folder in (out, tmp_path / "whole")]
     assert losses[0] == losses[1]
 
