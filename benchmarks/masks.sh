@@ -11,13 +11,13 @@ OUT=${OUT:-runs/masks}
 THREADS=${THREADS:-1}
 TRAIN=$DATA/train/axial_t1_192.npz
 TEST=$DATA/test/axial_t1_192.npz
-METHOD=pnp-admm:samples=0,precision=${PRECISION:-bfloat16}
+PRECISION=${PRECISION:-bfloat16}
 
 learn() { # name, then options
   local name=$1
   shift
   [ -e "$OUT/$name/report.md" ] && return
-  scanprior learn-mask --data "$TRAIN" --test "$TEST" --method "$METHOD" --threads "$THREADS" --seed 0 \
+  scanprior learn-mask --data "$TRAIN" --test "$TEST" --precision "$PRECISION" --threads "$THREADS" --seed 0 \
     --out "$OUT/$name" "$@"
 }
 
@@ -67,7 +67,7 @@ noise() {
 # the order between masks under other samplers and numbers of steps
 samplers() {
   local own=start=sense,sigma_start=1.0,samples=1
-  scanprior evaluate --precision "${PRECISION:-bfloat16}" --threads "$THREADS" --seed 0 --data "$TEST" --images 13 \
+  scanprior evaluate --precision "$PRECISION" --threads "$THREADS" --seed 0 --data "$TEST" --images 13 \
     --coils 8 --acs 12 --masks "uniform-1d,gaussian-1d,$OUT/lines_c8_r6/mask.npz" --r 6 --out "$OUT/samplers" \
     --methods "tv,pnp-admm:samples=0,pnp-admm:samples=0,iterations=9,dds:samples=1,dds:$own,steps=20" \
     --methods "dds:$own,steps=50,pigdm:samples=1,steps=20"
@@ -76,8 +76,8 @@ samplers() {
 # 320 x 320 from five images, on two cores
 speed() {
   THREADS=2 TRAIN=$DATA/train/t1_0p67mm_274x384x384.nii.gz
-  [ -e "$OUT/speed/report.md" ] || scanprior learn-mask --data "$TRAIN" --size 320 --coils 8 --r 6 --method "$METHOD" \
-    --threads 2 --seed 0 --out "$OUT/speed"
+  [ -e "$OUT/speed/report.md" ] || scanprior learn-mask --data "$TRAIN" --size 320 --coils 8 --r 6 \
+    --precision "$PRECISION" --threads 2 --seed 0 --out "$OUT/speed"
 }
 
 for part in "${@:-lines points few learners noise samplers speed}"; do
