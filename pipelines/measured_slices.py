@@ -28,7 +28,7 @@ from .training_data import subject_of
 LEAST_COVERED = 0.9
 """Partial Fourier scans cover 7/8 of k-space or less, full ones all but a line or two."""
 LEAST_HALF = 0.8
-"""Shorter over longer half of the lines of a slice that nothing says is complete: a scan that was cut has a short one."""
+"""Shorter over longer half of the lines of a slice that nothing says is complete: a cut scan has a short one."""
 LEAST_POWER = 1.1
 """Power of a slice's samples over that of its noise, below which it is mere air."""
 

@@ -1,8 +1,8 @@
 """A folder of MRD scans as training data without clean images: which of them can be used, and their slices as npz.
 
-The slices lie in a folder of the run, one sub-folder a scan, in the layout of `scanprior.sim.measured_file`. Beside them
-`found.txt` and `found.json` tell what was found, and what was left out and why; `scans.json` remembers the scans, so
-that they are not read again.
+The slices lie in a folder of the run, one sub-folder a scan, in the layout of `scanprior.sim.measured_file`. Beside
+them `found.txt` and `found.json` tell what was found, and what was left out and why; `scans.json` remembers the scans,
+so that they are not read again.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ def collect_scans(
             or found.made_from != made_from
             or not all((folder / one.file).exists() for one in found.slices)
         ):
-            taken = {scan.name for key, scan in known.items() if key != str(path)}
+            own = "" if found is None else found.name
+            taken = {inside.name for inside in folder.iterdir() if inside.name != own}
             known[str(path)] = found = _read(path, made_from, folder, taken, settings)
             _remember(folder, settings, known)
         for reason in found.left_out:
