@@ -52,6 +52,10 @@ class TweedieSettings(Settings):
         """One, with its gradient."""
         return 1
 
+    def brief(self) -> Settings:
+        """The noise level of whatever scan it is warmed up with, since `sigma` is in the units of a real one."""
+        return self.model_copy(update={"sigma": None})
+
 
 def tweedie(scan: Scan, prior: Prior, settings: TweedieSettings, progress: Progress | None = None) -> Reconstruction:
     """Denoise the least-squares image of a fully sampled scan: D(A^H y, sigma), and its standard deviation.
@@ -102,18 +106,20 @@ def tweedie(scan: Scan, prior: Prior, settings: TweedieSettings, progress: Progr
     probe = torch.view_as_complex(signs).to(image.device) * measured
 
     parts = pieces(scan, model.maps.shape[-4] if model.sets else 1, GRADIENT_PIXELS)
-    denoised, slopes = [], []
+    denoised, products = [], []
     for number, (part, _) in enumerate(parts):
-        x, vector = noisy[part], probe[part]
-        clean, product = denoise_with_gradient(prior.for_image(x), x.unsqueeze(0), level, _Constant(vector))
+        x = noisy[part].unsqueeze(0)
+        clean, product = denoise_with_gradient(prior.for_image(x[0]), x, level, _Turned(probe[part]))
         denoised.append(clean[0])
-        slopes.append((vector.conj() * product[0]).real / 2)
+        products.append((_phase(clean).conj() * product)[0])
         if progress is not None:
             progress(number + 1, len(parts))
-    clean, slope = torch.cat(denoised) * measured, torch.cat(slopes)
+    clean, product = torch.cat(denoised) * measured, torch.cat(products)
+    along, across = probe.real * product.real, probe.imag * product.imag  # J of the magnitude, and of the phase
     if not bool(torch.isfinite(torch.view_as_real(clean)).all()):
         raise ValueError(f"tweedie: the image is not finite; the data or the weights of prior {prior.name!r} are not")
-    found = _Residual.of((noisy - clean) * measured, measured, float(slope.sum() / measured.sum()), level)
+    slope = float((along + across).sum() / (2 * measured.sum()))
+    found = _Residual.of((noisy - clean) * measured, measured, slope, level)
     info = {
         "method": "tweedie",
         "prior": prior.name,
@@ -129,18 +135,24 @@ def tweedie(scan: Scan, prior: Prior, settings: TweedieSettings, progress: Progr
     }
     if (doubt := found.doubt(sigma)) is not None:
         info["warning"] = doubt
-    spread = scale * level * _local_mean(slope, measured).clamp(0, 1).sqrt()
+    spread = scale * level * _local_mean(along, measured).clamp(0, 1).sqrt()
     return Reconstruction(scale * combine_sets(clean, model), _combine_spread(spread, clean, model), info)
 
 
 @dataclass(frozen=True)
-class _Constant:
-    """The probe as `denoise_with_gradient` asks for it: the same whatever was denoised."""
+class _Turned:
+    """The probe as `denoise_with_gradient` asks for it, its real part along the denoised image: the error of the
+    magnitude is not that of the phase, which is smoother."""
 
     probe: torch.Tensor
 
     def __call__(self, denoised: torch.Tensor, which: slice) -> torch.Tensor:
-        return self.probe.unsqueeze(0)
+        return _phase(denoised) * self.probe
+
+
+def _phase(image: torch.Tensor) -> torch.Tensor:
+    """Factors of modulus 1; 1 where the image is zero."""
+    return torch.where(image == 0, torch.ones_like(image), torch.sgn(image))
 
 
 @dataclass(frozen=True)

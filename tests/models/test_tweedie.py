@@ -6,6 +6,7 @@ import pytest
 import scanprior.models.tweedie as module
 import torch
 from gaussian import SD, GaussianPrior
+from scanprior.gadgets.engine import Engine
 from scanprior.models.forward import SenseModel
 from scanprior.models.fourier import ifft2c
 from scanprior.models.prior import load_prior
@@ -98,6 +99,24 @@ def test_a_wrong_noise_level_is_noticed(told: float, complaint: str | None) -> N
             raise AssertionError(result.info["warning"])
 
 
+class RealPrior(GaussianPrior):
+    """Images that are real, and nothing else is known of them."""
+
+    def denoise(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return torch.complex(x.real, torch.zeros_like(x.real))
+
+
+def test_standard_deviation_is_of_the_magnitude() -> None:
+    """Noise along the image stays whole, noise across it goes: half of the real entries."""
+    image = (1 + torch.rand(SIZE, SIZE, generator=torch.Generator().manual_seed(1))).to(torch.complex64)
+    scan = full_scan(50 * image, 2.0)
+    result = tweedie(scan, RealPrior(), TweedieSettings())  # type: ignore[arg-type]
+    assert result.std is not None
+    torch.testing.assert_close(result.std, torch.full((SIZE, SIZE), 2.0))
+    assert result.info["expected_rmse"] == pytest.approx(2**0.5)
+    assert float((result.image.abs() - 50 * image.abs()).square().mean()) == pytest.approx(4, rel=0.05)
+
+
 @pytest.mark.parametrize("told", [0.5, 1.0, 2.0])
 def test_the_released_prior_notices_it_too(told: float) -> None:
     image = torch.from_numpy(brain((96, 96), 1, seed=3).image[0].astype("complex64"))
@@ -163,3 +182,13 @@ def test_recipe() -> None:
     assert load_recipe("tweedie").method == "tweedie"
     with pytest.raises(RecipeError, match=r"settings\.sigma"):
         recipe_from({"method": "tweedie", "prior": "small", "settings": {"sigma": 0}}, "mine")
+
+
+def test_a_warm_up_takes_its_own_noise() -> None:
+    """A recipe's `sigma` may be of k-space of any gain, far from the scan that an engine warms up with."""
+    recipe = load_recipe("tweedie").model_dump() | {"settings": {"sigma": 1e-7}, "device": "cpu"}
+    engine = Engine(recipe_from(recipe, "faint"), threads=1)
+    try:
+        assert engine.warm_up() > 0
+    finally:
+        engine.close()
