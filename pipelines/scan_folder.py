@@ -109,6 +109,13 @@ class FolderFound:
         """Whom each of `files` shows."""
         return [scan.subject for scan in self.scans for _ in scan.slices]
 
+    def split(self) -> tuple[list[Path], list[Path]]:
+        """Files to train on and to validate on, no subject in both; where there is but one subject, it does both."""
+        held = max(self.subjects)
+        pairs = list(zip(self.files, self.subjects, strict=True))
+        training = [path for path, subject in pairs if subject != held]
+        return training or self.files, [path for path, subject in pairs if subject == held]
+
     def __str__(self) -> str:
         """The report, for a person."""
         used = [scan for scan in self.scans if scan.slices]

@@ -94,3 +94,18 @@ def test_what_is_refused(scan: Path, tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "diffusion" in done.output
     assert denoise(scan, tmp_path / "out", "--sigma", "-1").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sigma"),
+    [({"averages": 2}, 0.5**0.5), ({"three_d": True, "slices": 24, "matrix": 48}, 1.0), ({"noise_dwell": 2.5}, 1.0)],
+)
+def test_the_noise_of_other_full_scans_is_known(tmp_path: Path, options: dict[str, Any], sigma: float) -> None:
+    """Averages make it less; volumes and noise scans of another bandwidth do not change it."""
+    simulate(tmp_path / "scan.h5", **{"matrix": SIZE, "coils": 4, "mask": "full", "snr_db": 18, "seed": 2, **options})
+    done = denoise(tmp_path / "scan.h5", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["images"][0]
+    assert told["sigma"] == pytest.approx(sigma, rel=1e-5)
+    assert told["noise_found"] == pytest.approx(1.0, abs=0.15)
+    assert "warning" not in told

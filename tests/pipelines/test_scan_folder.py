@@ -77,7 +77,11 @@ def test_what_is_used(found: tuple[FolderFound, Path]) -> None:
     assert {one.name for one in used.values()} == {"full", "good", "good-2"}
     assert sorted({path.parent for path in result.files}) == [run / "full", run / "good", run / "good-2"]
     assert [one.coils for scan in result.scans for one in scan.slices] == [3, 3, 4, 4, 3, 3]
-    assert len(result.subjects) == 6
+    training, validation = result.split()
+    assert sorted(training + validation) == sorted(result.files)
+    whose = [{read_measured(path).subject for path in files} for files in (training, validation)]
+    assert not whose[0] & whose[1]
+    assert whose[0] | whose[1] == set(result.subjects)
 
 
 def test_what_is_left_out_and_why(found: tuple[FolderFound, Path]) -> None:
@@ -165,6 +169,7 @@ def test_full_scans_alone_and_a_chosen_matrix(folder: Path, found: tuple[FolderF
     full = collect_scans([folder], run, full=True)
     assert {scan.name for scan in full.scans if scan.slices} == {"full"}
     assert all(read_measured(path).scan.mask.all() for path in full.files)
+    assert full.split() == (full.files, full.files), "one subject does both"
     small = collect_scans([folder], run, matrix=(40, 40))
     assert {scan.name for scan in small.scans if scan.slices} == {"small"}
     with pytest.raises(SourceError, match="no slice has the matrix 64 x 64; there are: 48 x 48, 40 x 40"):
