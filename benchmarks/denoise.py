@@ -2,12 +2,11 @@
 
     python benchmarks/denoise.py --data ../shared/data --priors small,runs/noisy/prior.safetensors
 
-Baselines (extra `denoise`): wavelet thresholding (scikit-image; soft with BayesShrink, hard with the
-universal threshold; cycle spinning) and BM3D (package
-bm3d), on real and imaginary part each. They are told the true noise times a factor: the one that is best on TRAINING
-images at that noise. The prior is told the scan's noise as it is. All see the same least-squares image, and its
-magnitude is scored: the data range is the truth's maximum, nothing is scaled to the truth. Noise is the standard
-deviation of each real channel of that image over the truth's maximum.
+Baselines (extra `denoise`): wavelet thresholding (scikit-image; soft with BayesShrink, hard with the universal
+threshold; cycle spinning) and BM3D (package bm3d), on real and imaginary part each. They are told the true noise times
+a factor: the one that is best on TRAINING images at that noise. The prior is told the scan's noise as it is. All see
+the same least-squares image, and its magnitude is scored: the data range is the truth's maximum, nothing is scaled to
+the truth. Noise is the standard deviation of each real channel of that image over the truth's maximum.
 
 Also the check of the noise level: `tweedie` told half and double the noise.
 """

@@ -30,6 +30,8 @@ from .scan import Progress, Reconstruction, Scan, Settings
 AGREES = (0.82, 1.22)
 """Noise of the residual over the noise that was told, where nothing is wrong. Measured: 0.98 to 1.02 at the true level,
 1.5 to 1.7 at half of it, 0.5 to 0.65 at double (`benchmarks/denoise.md`)."""
+LEAST_SAMPLED = 0.98
+"""Full scans may miss a line or two at the edge; that changes the noise by less than its level is known."""
 LEAST_REMOVED = 0.05
 """A denoiser that takes away less than this share of the noise does not tell how much there is."""
 STD_WINDOW = 9
@@ -80,7 +82,7 @@ def tweedie(scan: Scan, prior: Prior, settings: TweedieSettings, progress: Progr
         the prior was trained on, or the image is not finite.
     """
     began = time.perf_counter()
-    if not bool(scan.mask.all()):
+    if float(scan.mask.float().mean()) < LEAST_SAMPLED:
         raise ValueError(
             f"tweedie denoises fully sampled scans, and this one has R = {scan.effective_r:.2f}: "
             "use pnp-admm, or another method that reconstructs"

@@ -13,6 +13,7 @@ import torch
 from scanprior.gadgets.coil_maps import CoilMaps
 from scanprior.gadgets.encoding import Encoding
 from scanprior.gadgets.errors import ScanError
+from scanprior.gadgets.noise import Whitening, estimate_noise
 from scanprior.gadgets.preparation import Problem, prepare, whitening_for
 from scanprior.gadgets.slices import SliceData, SliceReady
 from scanprior.gadgets.sorting import Sorter
@@ -29,6 +30,9 @@ LEAST_COVERED = 0.9
 """Partial Fourier scans cover 7/8 of k-space or less, full ones all but a line or two."""
 LEAST_HALF = 0.8
 """Shorter over longer half of the lines of a slice that nothing says is complete: a cut scan has a short one."""
+AGREES = (0.8, 1.6)
+"""Noise at the edge of k-space over that of the noise scan where nothing is wrong: some signal is there, never less
+than the noise."""
 LEAST_POWER = 1.1
 """Power of a slice's samples over that of its noise, below which it is mere air."""
 
@@ -99,9 +103,11 @@ def read_slices(path: Path, maps: Maps | None = None) -> ReadScan:
                     notes.add(f"the noise covariance, of {noise.samples} samples, was regularised")
                 if whitening.dropped:
                     notes.add(f"coils without noise were left out: {', '.join(map(str, whitening.dropped))}")
+                if not (found.slices or found.left_out):  # of the first slice: all have one noise scan
+                    notes |= _doubt(data, whitening)
                 problem = prepare(data, encoding, whitening)
                 slices = list(_slices(problem, coil_maps, whitening.sigma if data.acs is None else 0.0))
-            except (NoAcsError, SourceError) as error:
+            except (NoAcsError, ScanError, SourceError) as error:
                 found.left_out[str(error)] += 1
                 continue
             for number, one in enumerate(slices):
@@ -157,6 +163,15 @@ def _unusable(data: SliceData, encoding: Encoding, ended: bool) -> str | None:
     if len(repeated) > 1:
         return f"its lines were measured {repeated[0]} to {repeated[-1]} times, so that its noise is not white"
     return None
+
+
+def _doubt(data: SliceData, whitening: Whitening) -> set[str]:
+    """What the edge of k-space says against the noise scan, if anything."""
+    covariance = whitening.matrix @ estimate_noise(data).covariance @ whitening.matrix.conj().T
+    ratio = math.sqrt(float(covariance.diagonal().real.mean())) / whitening.sigma
+    if AGREES[0] <= ratio <= AGREES[1]:
+        return set()
+    return {f"CAUTION: the noise at the edge of k-space is {ratio:.2f} times that of the noise scan"}
 
 
 def _slices(problem: Problem, coil_maps: CoilMaps, acs_sigma: float) -> Iterator[Scan]:

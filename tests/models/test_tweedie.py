@@ -170,6 +170,9 @@ def test_scans_that_it_is_not_for() -> None:
     half = torch.arange(SIZE)[:, None] % 2 == 0
     with pytest.raises(ValueError, match=r"fully sampled scans, and this one has R = 2\.00"):
         run(Scan(scan.kspace * half, half, scan.maps, scan.sigma))
+    edge = torch.arange(SIZE)[:, None] > 0
+    nearly = run(Scan(scan.kspace * edge, edge, scan.maps, scan.sigma))
+    assert nearly.info["noise_found"] == pytest.approx(run(scan).info["noise_found"], rel=0.03)
     with pytest.raises(ValueError, match=r"the noise is 9\.\d+e-05 in the scale of prior 'gaussian'.* 80 to 0\.002"):
         run(scan, 1e-3)
     with pytest.raises(ValueError, match="noise level"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,23 @@ def test_folders_without_scans(folder: Path, tmp_path: Path) -> None:
         SourceError, match=r"none of 2 scans can be used: .*silent.h5: no noise .*words.h5: .*not an HDF5"
     ):
         collect_scans([folder / "silent.h5", folder / "words.h5"], tmp_path / "run")
+
+
+@pytest.mark.parametrize(("gain", "said"), [(0.5, "2\\.\\d\\d"), (1.0, None), (2.0, "0\\.(4|5)\\d")])
+def test_a_noise_scan_of_another_gain_is_told(tmp_path: Path, gain: float, said: str | None) -> None:
+    made = scan(tmp_path / "one.h5", slices=1)
+    with h5py.File(made.path, "r+") as file:
+        rows = file["dataset/data"][:]
+        for row in rows:
+            if int(row["head"]["flags"]) & 1 << 18:
+                row["data"] = (gain * row["data"]).astype(np.float32)
+        file["dataset/data"][:] = rows
+    notes = read_slices(made.path).notes
+    if said is None:
+        assert not notes
+    else:
+        (note,) = notes
+        assert re.fullmatch(rf"CAUTION: the noise at the edge of k-space is {said} times that of the noise scan", note)
 
 
 def test_a_volume_gives_its_planes(tmp_path: Path) -> None:
