@@ -103,7 +103,11 @@ def tuned(baseline: Baseline, images: list[np.ndarray], noise: float, coils: int
 
 @dataclass(frozen=True)
 class Check:
-    """What `tweedie` says of the noise level, and how far its own error estimates hold."""
+    """What `tweedie` says of the noise level, and how far its own error estimates hold.
+
+    `expected` is the expected rmse of the real channels over the true one; of several coils it is not known (NaN),
+    since maps have a phase of their own.
+    """
 
     MEANS: ClassVar = ("noise_found", "residual", "expected", "error_over_std")
 
@@ -117,11 +121,11 @@ class Check:
     warned: bool
 
     @classmethod
-    def of(cls, prior: str, noise: float, told: float, result: Reconstruction, truth: np.ndarray) -> Check:
-        """`expected` is the expected rmse of the real channels over the true one, where there are maps."""
+    def of(cls, prior: str, noise: float, told: float, result: Reconstruction, truth: np.ndarray, coils: int) -> Check:
+        """Of one denoising."""
         assert result.std is not None
         image, info = result.image.numpy(), result.info
-        error = float(np.sqrt(np.mean(np.abs(image - truth)[image != 0] ** 2) / 2))
+        error = float(np.sqrt(np.mean(np.abs(image - truth) ** 2) / 2)) if coils == 1 else np.nan
         spread = calibration(np.abs(image), result.std.numpy(), np.abs(truth))["error_over_std"]
         assert spread is not None
         return cls(
@@ -171,7 +175,7 @@ def main(
                     told = {factor: tweedie(scan, prior, TweedieSettings(sigma=factor * sigma)) for factor in TOLD}
                     found[method] = told[1.0].image.numpy()
                     seconds.setdefault(method, []).append(told[1.0].info["seconds"])
-                    checks += [Check.of(method, level, factor, one, truth) for factor, one in told.items()]
+                    checks += [Check.of(method, level, factor, one, truth, coils) for factor, one in told.items()]
                 for method, denoised in found.items():
                     scores.setdefault(method, []).append((psnr(denoised, truth), ssim(denoised, truth)))
             means = [np.mean(each, 0) for each in scores.values()]
@@ -185,7 +189,7 @@ def main(
     for row in itertools.product(loaded, levels, TOLD):
         mine = [check for check in checks if (check.prior, check.noise, check.told) == row]
         means = [np.mean([getattr(check, name) for check in mine]) for name in Check.MEANS]
-        cells = " | ".join(f"{mean:.2f}" for mean in means)
+        cells = " | ".join("-" if np.isnan(mean) else f"{mean:.2f}" for mean in means)
         print(
             f"| {row[0]} | {row[1]:g} | {row[2]:g} | {cells} | {sum(check.warned for check in mine)} of {len(mine)} |"
         )

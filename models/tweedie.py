@@ -29,7 +29,7 @@ from .scan import Progress, Reconstruction, Scan, Settings
 
 AGREES = (0.82, 1.22)
 """Noise of the residual over the noise that was told, where nothing is wrong. Measured: 0.98 to 1.02 at the true level,
-1.5 to 1.7 at half of it, 0.5 to 0.65 at double (`benchmarks/denoise.md`)."""
+1.5 to 1.7 at half of it, 0.5 to 0.6 at double (`benchmarks/denoise.md`)."""
 LEAST_SAMPLED = 0.98
 """Full scans may miss a line or two at the edge; that changes the noise by less than its level is known."""
 LEAST_REMOVED = 0.05

@@ -17,10 +17,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scanprior.gadgets.errors import ScanError
 from scanprior.models.recipe import Maps
+from scanprior.models.scan import Scan
 from scanprior.sim.image_stack import SourceError
-from scanprior.sim.measured_file import write_measured
+from scanprior.sim.measured_file import read_measured, write_measured
 from tqdm import tqdm
 
 from .measured_slices import ReadScan, read_slices
@@ -193,6 +195,50 @@ def collect_scans(
     report = {"matrix": chosen.matrix, "other_files": others, "scans": [asdict(scan) for scan in chosen.scans]}
     (folder / "found.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return chosen
+
+
+def hand_over(
+    found: FolderFound, training: Path, validation: Path, write: Callable[[Path, Scan], None], most: int = 12
+) -> list[str]:
+    """Write the slices in the form that a training reads, numbered, into a folder to train on and one to validate on.
+
+    A folder that is there was finished by an earlier call, and is left as it is.
+
+    Parameters
+    ----------
+    write
+        Writes one scan (coil, y, x) to a path without suffix.
+    most
+        Slices to validate on, evenly spread over the held-back subject's.
+
+    Returns
+    -------
+    One text for each slice that `write` refused (by a `SourceError`).
+
+    Raises
+    ------
+    SourceError
+        When it refused all slices of a folder.
+    """
+    shown, held = found.split()
+    held = [held[number] for number in sorted({round(at) for at in np.linspace(0, len(held) - 1, most)})]
+    refused: list[str] = []
+    for folder, files in ((training, shown), (validation, held)):
+        if folder.exists():
+            continue
+        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        partial.mkdir(parents=True)
+        for number, path in enumerate(files):
+            measured = read_measured(path)
+            try:
+                write(partial / f"{number:06d}", measured.scan)
+            except SourceError as error:
+                refused.append(f"{measured.source}: {error}")
+        if not any(partial.iterdir()):
+            partial.rmdir()
+            raise SourceError(f"{folder.name}: none of {len(files)} slices can be used: {'; '.join(refused)}")
+        partial.rename(folder)
+    return refused
 
 
 def _scan_files(data: Iterable[Path]) -> tuple[list[Path], int]:

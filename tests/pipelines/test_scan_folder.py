@@ -15,7 +15,7 @@ from scanprior.models.forward import SenseModel
 from scanprior.models.scan import Scan
 from scanprior.pipelines import scan_folder
 from scanprior.pipelines.measured_slices import read_slices
-from scanprior.pipelines.scan_folder import FolderFound, collect_scans
+from scanprior.pipelines.scan_folder import FolderFound, collect_scans, hand_over
 from scanprior.sim.image_stack import SourceError
 from scanprior.sim.measured_file import MeasuredSlice, read_measured, write_measured
 from scanprior.sim.scan import Simulated, simulate
@@ -163,6 +163,34 @@ def test_nothing_is_read_twice_and_what_changed_is(
     assert len(collect_scans([one, two], tmp_path / "run").files) == 4
     assert seen == ["two.h5"]
     assert {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()} == {"good", "two"}
+
+
+def test_a_training_gets_its_slices_in_a_form_of_its_own(found: tuple[FolderFound, Path], tmp_path: Path) -> None:
+    result = found[0]
+    written: list[Path] = []
+
+    def write(path: Path, scan: Scan) -> None:
+        if not scan.mask.all() and path.name == "000000":
+            raise SourceError("not this one")
+        written.append(path)
+        path.with_suffix(".txt").write_text(str(scan.kspace.shape))
+
+    training, validation = tmp_path / "bank", tmp_path / "bank-validation"
+    refused = hand_over(result, training, validation, write, most=1 + len(result.files))
+    assert len(written) + len(refused) == len(result.files)
+    assert 0 < len(refused) <= 2
+    assert all(one.endswith("not this one") for one in refused)
+    assert len(list(training.iterdir())) + len(list(validation.iterdir())) == len(written)
+    written.clear()
+    assert not hand_over(result, training, validation, write)
+    assert not written, "finished before"
+
+    def refuse(path: Path, scan: Scan) -> None:
+        raise SourceError("none of these")
+
+    with pytest.raises(SourceError, match=r"other: none of \d slices can be used: .*none of these"):
+        hand_over(result, tmp_path / "other", validation, refuse)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_full_scans_alone_and_a_chosen_matrix(folder: Path, found: tuple[FolderFound, Path]) -> None:
