@@ -21,6 +21,7 @@ from .range_search import RangeSettings, range_search
 from .scan import Progress, Reconstruction, Scan, Settings
 from .score_mri import PCSettings, pc
 from .total_variation import TvSettings, tv
+from .tweedie import TweedieSettings, tweedie
 from .vae_reconstruction import VAESettings, vae
 from .wavelet import L1WaveletSettings, l1_wavelet
 
@@ -64,6 +65,7 @@ METHODS: dict[str, Method] = {
     "pula": Method(pula, PULASettings, prior="diffusion"),
     "daps": Method(daps, DAPSSettings, prior="diffusion"),
     "pnp-admm": Method(pnp_admm, PnPADMMSettings, prior="diffusion"),
+    "tweedie": Method(tweedie, TweedieSettings, prior="diffusion"),
     "vae": Method(vae, VAESettings, prior="vae"),
     "range": Method(range_search, RangeSettings, prior="vae"),
     "narnhofer": Method(narnhofer, NarnhoferSettings, prior="vae"),

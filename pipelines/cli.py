@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .cli_circle import circle, play, send
+from .cli_denoise import denoise
 from .cli_evaluate import evaluate
 from .cli_inspect import inspect_prior
 from .cli_masks import learn_mask, make_mask
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 for command in (
     replay,
+    denoise,
     serve,
     stdio,
     simulate,

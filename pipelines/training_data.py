@@ -134,13 +134,18 @@ def check_scan(path: Path) -> str:
             found += _check_slice(event, encoding)
         if not found:
             raise SourceError("the scan has no image: a noise scan alone, or nothing at all")
-        return anonymous(_patient(fromstring(scan.header)) or path.name)
+        return subject_of(scan.header, path)
     except (ScanError, ScanFileError, SourceError):
         raise
     except (OSError, LookupError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise ScanFileError(f"{path}: damaged ({error})") from error
     finally:
         scan.close()
+
+
+def subject_of(header: str, path: Path) -> str:
+    """Whom a scan shows, by a name that does not tell: made from the header's patient ID, or from the file's name."""
+    return anonymous(_patient(fromstring(header)) or path.name)
 
 
 def _check_slice(event: Event, encoding: Encoding) -> int:
