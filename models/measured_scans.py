@@ -40,6 +40,10 @@ class MeasuredScans:
     def __len__(self) -> int:
         return len(self.kspace)
 
+    def to(self, device: torch.device | str) -> MeasuredScans:
+        """The same on another device."""
+        return MeasuredScans(*(part.to(device) for part in (self.kspace, self.mask, self.maps, self.sigma)))
+
     def model(self, mask: torch.Tensor | None = None) -> SenseModel:
         """A with the whole mask, or with other real weights (batch, y, x or 1) in its place."""
         return SenseModel(self.maps, self.mask if mask is None else mask)

@@ -18,8 +18,9 @@ from .measured_scans import RIDGE, MeasuredScans, regularised_inverse
 from .posterior import Problem
 
 SAMPLING = DAPSSettings.model_validate({"steps": 12, "ode_steps": 1, "samples": 1, "sigma_end": 0.0125})
-"""One draw of DAPS: exact for a Gaussian prior at any number of levels. A sampler whose draws vary too little (`dds`
-with few steps) would make each round's prior narrower than the one before."""
+"""One draw of DAPS: exact for a Gaussian prior at any number of levels. `dds` would not do: on a
+Gaussian prior its draws have 0.41 of the posterior's variance at 12 steps and 0.49 at 100, and each round's prior would
+be narrower than the one before."""
 
 
 def sense_images(scans: MeasuredScans) -> torch.Tensor:
