@@ -93,6 +93,7 @@ class ScanReport(PeriodicReport[UnsupervisedTraining, Average]):
         write_card(self.folder / "prior.md", files, self.settings, step, found)
 
 
+@torch.no_grad()
 def full_figures(denoiser: EDMDenoiser, scans: MeasuredScans) -> tuple[dict[str, float], list[torch.Tensor]]:
     """`rmse_by_sure` of full scans; their images, and denoised (batch, y, x)."""
     noisy = to_channels(noisy_images(1)(scans))
@@ -102,6 +103,7 @@ def full_figures(denoiser: EDMDenoiser, scans: MeasuredScans) -> tuple[dict[str,
     return {"rmse_by_sure": float(risk.mean().clamp_min(0).sqrt())}, [to_complex(noisy), to_complex(denoised)]
 
 
+@torch.no_grad()
 def undersampled_figures(
     denoiser: EDMDenoiser, scans: MeasuredScans, settings: UnsupervisedTraining
 ) -> tuple[dict[str, float], list[torch.Tensor]]:
