@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from scanprior.models.channels import to_channels, to_complex
+from scanprior.models.divergence import rademacher
 from scanprior.models.forward import SenseModel
 from scanprior.models.intensity import intensity_scale
-from scanprior.models.measured_scans import MeasuredScans
+from scanprior.models.measured_scans import MeasuredScans, first_image
 from scanprior.models.scan import Scan
 from tqdm import tqdm
 
@@ -24,7 +26,8 @@ SCALE = (99.5, 1.0)
 """Of the prior: the percentile of a scan's own CG-SENSE image that is 1, as a reconstruction scales it."""
 KEYS = ("samples", "mask", "maps", "sigma", "scale")
 Batch = dict[str, torch.Tensor]
-"""The attributes of `MeasuredScans` by name."""
+"""The attributes of `MeasuredScans` by name; of a `ScanStream` also `first` (batch, 2, y, x) and `level` (batch,): the
+image that the network is given of all the data, and the level that it is told (`first_image`)."""
 
 
 def write_scan(path: Path, scan: Scan) -> None:
@@ -83,11 +86,13 @@ def together(scans: Sequence[Batch]) -> Batch:
     def padded(coil_images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(coil_images, (0, 0, 0, 0, 0, coils - coil_images.shape[1]))
 
-    return {
+    whole = {
+        name: torch.cat([scan[name] for scan in scans]) for name in ("sigma", "first", "level") if name in scans[0]
+    }
+    return whole | {
         "kspace": torch.cat([padded(scan["kspace"]) for scan in scans]),
         "maps": torch.cat([padded(scan["maps"]) for scan in scans]),
         "mask": torch.cat([scan["mask"].expand(-1, -1, wide) for scan in scans]),
-        "sigma": torch.cat([scan["sigma"] for scan in scans]),
     }
 
 
@@ -135,10 +140,13 @@ def turned(scan: Batch, rng: np.random.Generator) -> Batch:
     scan = dict(scan)
     for axis in (-2, -1):
         if rng.random() < 0.5:
-            for name in ("kspace", "mask", "maps"):
+            for name in {"kspace", "mask", "maps", "first"} & set(scan):
                 scan[name] = _reversed(scan[name], axis)
-    phase = rng.uniform(0, 2 * np.pi)
-    scan["kspace"] = scan["kspace"] * complex(np.cos(phase), np.sin(phase))
+    angle = rng.uniform(0, 2 * np.pi)
+    factor = complex(np.cos(angle), np.sin(angle))
+    scan["kspace"] = scan["kspace"] * factor
+    if "first" in scan:
+        scan["first"] = to_channels(to_complex(scan["first"]) * factor)
     return scan
 
 
@@ -149,17 +157,33 @@ def _reversed(tensor: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 class ScanStream(torch.utils.data.IterableDataset):
-    """Endless stream of scans of a folder, `turned` at random: each a batch of one, to be put `together`."""
+    """Endless stream of scans of a folder, `turned` at random: each a batch of one, to be put `together`.
 
-    def __init__(self, folder: Path, seed: int, rank: int = 0) -> None:
-        self.folder, self.seed, self.rank = folder, seed, rank
+    Their first images do not depend on the network, so each is made once and kept: 8 bytes a pixel of all scans.
+
+    Parameters
+    ----------
+    sigma_data
+        Of the prior; see `first_image`.
+    """
+
+    def __init__(self, folder: Path, sigma_data: float, seed: int, rank: int = 0) -> None:
+        self.folder, self.sigma_data, self.seed, self.rank = folder, sigma_data, seed, rank
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([self.seed, self.rank, worker.id if worker else 0])
         files = scan_files(self.folder)
+        made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         while True:
-            yield turned(read_scan(files[rng.integers(len(files))]), rng)
+            number = int(rng.integers(len(files)))
+            scan = read_scan(files[number])
+            if number not in made:
+                like = torch.empty(1, 2, *scan["maps"].shape[-2:])
+                probe = rademacher(like, torch.Generator().manual_seed(number))
+                made[number] = first_image(MeasuredScans(**scan), probe, self.sigma_data)
+            first, level = made[number]
+            yield turned(scan | {"first": first, "level": level}, rng)
 
 
 def batches(folder: Path, size: int) -> Iterator[MeasuredScans]:

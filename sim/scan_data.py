@@ -13,6 +13,7 @@ from scanprior.models.prior import load_prior
 from .bank_data import VALIDATION_SEED, BankData, make_banks
 from .scan_bank import ScanStream, read_scan, scan_files, together, write_simulated
 from .scan_images import ImageStream, first_images, noise_levels, noisy_images, posterior_images, write_images
+from .training_settings import SIGMA_DATA
 from .unsupervised_settings import UnsupervisedTraining
 
 VALIDATION_SCANS = 12
@@ -70,7 +71,7 @@ class ScanData(BankData[UnsupervisedTraining]):
         settings = self.settings
         scans = training_scans(self.folder, settings)
         if settings.method in ("gsure", "split"):
-            return ScanStream(scans, self.seed, rank)
+            return ScanStream(scans, SIGMA_DATA[settings.channels], self.seed, rank)
         return ImageStream(images_file(self.folder), noise_levels(scans), settings.patch, self.seed, rank)
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from scanprior.models.diffusion_prior import DiffusionPrior
 from scanprior.models.divergence import rademacher
 from scanprior.models.gsure import gsure, held_out
-from scanprior.models.measured_scans import MeasuredScans, first_image, random_part
+from scanprior.models.measured_scans import MeasuredScans, random_part
 from scanprior.models.preconditioning import Denoiser, EDMDenoiser
 from scanprior.models.sure import sure_score
 
@@ -44,7 +44,7 @@ class UnsupervisedModule(DenoiserTraining):
     ) -> torch.Tensor:
         """Loss of a batch of `scan_data`."""
         if self.settings.method in ("gsure", "split"):
-            matching, risk = self._of_scans(MeasuredScans(**batch))
+            matching, risk = self._of_scans(batch)
             self.log("risk", risk, prog_bar=True)
             loss = matching + risk
         elif self.settings.method == "sure":
@@ -63,25 +63,23 @@ class UnsupervisedModule(DenoiserTraining):
         sigma = self.settings.draw_sigma(len(images)).to(images.device)
         return self.edm.loss(images, sigma, torch.randn_like(images)).mean()
 
-    def _of_scans(self, scans: MeasuredScans) -> tuple[torch.Tensor, torch.Tensor]:
+    def _of_scans(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Score matching on patches of what is denoised now (a constant to it), and the risk of a part of the scans."""
         if self._weights is None:
             self._weights = mask_weights(self.folder, self.settings).to(self.device)
-        size = scans.kspace.shape[-2:]
-        probe = rademacher(torch.empty(len(scans), 2, *size, device=self.device))
-        few = -(-len(scans) // RISK_SHARE)
-        part = MeasuredScans(scans.kspace[:few], scans.mask[:few], scans.maps[:few], scans.sigma[:few])
+        few = -(-len(batch["kspace"]) // RISK_SHARE)
+        part = MeasuredScans(*(batch[name][:few] for name in ("kspace", "mask", "maps", "sigma")))
+        probe = rademacher(batch["first"][:few])
         if self.settings.method == "gsure":
-            risk, level = gsure(self.edm, part, self._weights, probe[:few])
+            risk, level = gsure(self.edm, part, self._weights, probe)
         else:
             given = random_part(part.mask, self.settings.held)
             # held out of all measured lines: each counts for the share of the times that it is
-            risk, level = held_out(self.edm, part, self._weights / self.settings.held, probe[:few], given)
+            risk, level = held_out(self.edm, part, self._weights / self.settings.held, probe, given)
         with torch.no_grad():
-            image, told = first_image(scans, probe, self.edm.sigma_data)
-            denoised = self.edm(image, told)
+            denoised = self.edm(batch["first"], batch["level"])
         edge = self.settings.patch
-        y, x = (int(torch.randint(length - edge + 1, ())) for length in size)
+        y, x = (int(torch.randint(length - edge + 1, ())) for length in denoised.shape[-2:])
         matching = self._matching(denoised[:, :, y : y + edge, x : x + edge])
         return matching, (self.edm.weight(level) * risk).mean()
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scanprior.models.channels import to_complex
-from scanprior.models.measured_scans import MeasuredScans
+from scanprior.models.divergence import rademacher
+from scanprior.models.measured_scans import MeasuredScans, first_image
 from scanprior.models.prior import load_prior
 from scanprior.models.scan import Scan
 from scanprior.models.weights_file import read_weights
@@ -87,8 +88,8 @@ def test_a_run_keeps_scans_and_no_clean_image(data: Path, tmp_path: Path, monkey
     assert {".ckpt", ".csv", ".md", ".png", ".safetensors", ".txt", "folder"} == kinds
     for path in scan_files(training_scans(run, chosen)):
         assert set(load_file(path)) == set(KEYS)
-    batch = next(iter(ScanStream(training_scans(run, chosen), 0)))
-    assert set(batch) == {"kspace", "mask", "maps", "sigma"}
+    batch = next(iter(ScanStream(training_scans(run, chosen), 0.3, 0)))
+    assert set(batch) == {"kspace", "mask", "maps", "sigma", "first", "level"}
 
     def no_images(*_: object) -> None:
         raise AssertionError("the images were read again")
@@ -159,6 +160,16 @@ def test_a_turned_scan_is_one_of_the_turned_image(shape: tuple[int, int]) -> Non
         else:
             pytest.fail("no flip of the image gives this k-space")
     assert len(seen) == 4
+
+
+def test_first_images_of_turned_scans_are_turned_first_images(data: Path, tmp_path: Path) -> None:
+    simulated(data, tmp_path, bank=2, coils=(3, 3))
+    stream = iter(ScanStream(tmp_path / "scans", 0.3, 0))
+    batch = together([next(stream) for _ in range(6)])
+    scans = MeasuredScans(*(batch[name] for name in ("kspace", "mask", "maps", "sigma")))
+    again, level = first_image(scans, rademacher(batch["first"]), 0.3)
+    torch.testing.assert_close(again, batch["first"], rtol=0, atol=2e-3)
+    torch.testing.assert_close(level, batch["level"], rtol=0.1, atol=0)
 
 
 def test_streams_read_images_that_are_drawn_anew(tmp_path: Path, data: Path) -> None:
