@@ -36,8 +36,9 @@ def images_file(folder: Path) -> Path:
 
 def mask_weights(folder: Path, settings: UnsupervisedTraining) -> torch.Tensor:
     """`density_weights` of the training scans' masks."""
-    files = scan_files(training_scans(folder, settings))
-    return density_weights(torch.cat([read_scan(path)["mask"] for path in files]))
+    masks = [read_scan(path)["mask"] for path in scan_files(training_scans(folder, settings))]
+    wide = max(mask.shape[-1] for mask in masks)
+    return density_weights(torch.cat([mask.expand(-1, -1, wide) for mask in masks]))
 
 
 class ScanData(BankData[UnsupervisedTraining]):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scanprior.models.posterior_images import SAMPLING
+
 from .supervised_settings import SupervisedTraining
 from .training_settings import TrainingSettings
 
@@ -73,6 +75,12 @@ class UnsupervisedTraining(TrainingSettings):
             raise ValueError(f"held: expected a share between 0 and 1, found {self.held:g}")
         if not 1 <= self.rounds <= self.steps:
             raise ValueError(f"rounds: expected 1 to {self.steps} (the steps), found {self.rounds}")
+        low, high = self.sigma_range
+        if self.method != "sure" and (low > SAMPLING.sigma_end or high < SAMPLING.sigma_start):
+            raise ValueError(
+                f"method {self.method!r} draws posterior images: expected noise levels from {SAMPLING.sigma_end:g} "
+                f"or less to {SAMPLING.sigma_start:g} or more, found {low:g} to {high:g}"
+            )
         self.scans()  # what it refuses is refused now
 
     def scans(self) -> SupervisedTraining:

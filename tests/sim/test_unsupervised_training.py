@@ -218,6 +218,7 @@ def test_weights_make_up_for_the_density_of_the_masks(data: Path, tmp_path: Path
         ("split", {"held": 1.0}, "held: expected a share between 0 and 1"),
         ("em", {"rounds": 5}, "rounds: expected 1 to 4"),
         ("em", {"amount": 50.0}, "ACS lines"),
+        ("split", {"sigma_max": 0.5}, "expected noise levels from 0.0125 or less to 1 or more, found 0.002 to 0.5"),
     ],
 )
 def test_what_does_not_fit_is_refused(method: str, options: dict[str, Any], complaint: str) -> None:
