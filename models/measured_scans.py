@@ -8,12 +8,14 @@ import torch
 
 from .channels import to_channels, to_complex
 from .forward import SenseModel
-from .solvers import inner
+from .solvers import conjugate_gradient, inner
 
 RIDGE = 0.05
 """Of the regularised inverse that makes the image to begin with. Small enough to keep what several coils resolve,
 large enough that `ITERATIONS` of CG converge: only then is the image linear in the data, as SURE wants it."""
 ITERATIONS = 20
+MOST_DATA = 10.0
+"""Of `consistent_images`: the data weigh at most so many times as much as the denoised image."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,37 @@ def first_image(
     kept = inner(vector, filtered, 1).flatten() / scans.real_entries
     missing = (1 - kept * (1 + RIDGE)).clamp(0, 1)  # of a full scan K is 1 / (1 + c)
     return to_channels(image), (scans.sigma**2 + sigma_data**2 * missing).sqrt()
+
+
+def consistent_images(scans: MeasuredScans, image: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """Denoised images made consistent with the data: `(q A^H A + 1) x = q A^H y + g`, as in the samplers.
+
+    A denoised image is a mean of many, smoother than any; where the data know better they restore what it lost. q, the
+    variance of g over that of the data, is `(level^2 - s^2) / s^2`: what the level counts as not measured, at most
+    `MOST_DATA`, so that little of the noise comes back; 0 for full scans, whose images are left alone.
+
+    Parameters
+    ----------
+    image
+        g (batch, 2, y, x).
+    level
+        (batch,), of `first_image`.
+
+    Returns
+    -------
+    (batch, 2, y, x).
+    """
+    model = scans.model()
+    ratio = (level.square() / scans.sigma.square() - 1).clamp(0, MOST_DATA)[:, None, None]
+    start = to_complex(image)
+    found = conjugate_gradient(
+        lambda x: ratio * model.normal(x) + x,
+        ratio * model.H(scans.kspace) + start,
+        start,
+        iterations=10,
+        batch_dims=1,
+    )
+    return to_channels(found)
 
 
 def random_part(mask: torch.Tensor, share: float, generator: torch.Generator | None = None) -> torch.Tensor:

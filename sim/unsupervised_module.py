@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from scanprior.models.diffusion_prior import DiffusionPrior
 from scanprior.models.divergence import rademacher
 from scanprior.models.gsure import gsure, held_out
-from scanprior.models.measured_scans import MeasuredScans, random_part
+from scanprior.models.measured_scans import MeasuredScans, consistent_images, random_part
 from scanprior.models.preconditioning import Denoiser, EDMDenoiser
 from scanprior.models.sure import sure_score
 
@@ -68,7 +68,8 @@ class UnsupervisedModule(DenoiserTraining):
         if self._weights is None:
             self._weights = mask_weights(self.folder, self.settings).to(self.device)
         few = -(-len(batch["kspace"]) // RISK_SHARE)
-        part = MeasuredScans(*(batch[name][:few] for name in ("kspace", "mask", "maps", "sigma")))
+        whole = [batch[name] for name in ("kspace", "mask", "maps", "sigma")]
+        part = MeasuredScans(*(tensor[:few] for tensor in whole))
         probe = rademacher(batch["first"][:few])
         if self.settings.method == "gsure":
             risk, level = gsure(self.edm, part, self._weights, probe)
@@ -77,7 +78,12 @@ class UnsupervisedModule(DenoiserTraining):
             # held out of all measured lines: each counts for the share of the times that it is
             risk, level = held_out(self.edm, part, self._weights / self.settings.held, probe, given)
         with torch.no_grad():
-            denoised = self.edm(batch["first"], batch["level"])
+            # scan by scan: on a CPU the coil images of all at once would not fit into its cache
+            scans = [MeasuredScans(*(one[None] for one in each)) for each in zip(*whole, strict=True)]
+            found = self.edm(batch["first"], batch["level"]).split(1)
+            levels = batch["level"].split(1)
+            images = [consistent_images(*each) for each in zip(scans, found, levels, strict=True)]
+            denoised = torch.cat(images)
         edge = self.settings.patch
         y, x = (int(torch.randint(length - edge + 1, ())) for length in denoised.shape[-2:])
         matching = self._matching(denoised[:, :, y : y + edge, x : x + edge])

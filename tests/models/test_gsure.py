@@ -9,10 +9,13 @@ import torch
 from gains import Gains, gradients, zero_mean
 from scanprior.models.channels import to_channels, to_complex
 from scanprior.models.divergence import rademacher
+from scanprior.models.fourier import fft2c
 from scanprior.models.gsure import gsure, held_out
 from scanprior.models.measured_scans import (
+    MOST_DATA,
     RIDGE,
     MeasuredScans,
+    consistent_images,
     density_weights,
     first_image,
     random_part,
@@ -149,6 +152,21 @@ def test_the_first_image_is_linear_in_the_data_and_its_level_counts_what_is_miss
     torch.testing.assert_close(first_image(full, probe, SD)[1], of.sigma, atol=0.005, rtol=0)
     nothing = replace(of, mask=torch.zeros_like(of.mask))
     torch.testing.assert_close(first_image(nothing, probe, SD)[1], (of.sigma**2 + SD**2).sqrt())
+
+
+def test_consistent_images_weigh_the_data_by_what_is_missing() -> None:
+    """One coil, so that each point of k-space is a mean by itself: of data and image where it was measured."""
+    of, _ = scans(3, coils=1)
+    of = replace(of, maps=torch.ones_like(of.maps))
+    of = replace(of, kspace=of.kspace * of.model().mask[:, None])
+    image = to_channels(random_complex(3, ROWS, COLUMNS, seed=9, dtype=torch.complex128))
+    ratios = torch.tensor([0.0, 3.0, MOST_DATA], dtype=torch.float64)
+    # the last level asks for more than is allowed
+    level = SIGMA * (1 + torch.tensor([0.0, 3.0, 100.0], dtype=torch.float64)).sqrt()
+    found = fft2c(to_complex(consistent_images(of, image, level)))
+    own = fft2c(to_complex(image))
+    weight = (ratios / (1 + ratios))[:, None, None] * of.mask
+    torch.testing.assert_close(found, own + weight * (of.kspace[:, 0] - own))
 
 
 def test_the_inverse_is_solved_to_the_end_where_it_is_worst() -> None:
