@@ -37,7 +37,7 @@ def write_card(
         "begun with": begin,
         "network": str(settings.network_description),
         "noise levels": " to ".join(f"{level:g}" for level in settings.sigma_range),
-        "steps": f"{step} of {settings.batch}",
+        "steps": f"{step}, {settings.batch} images or scans each",
     }
     rows |= {f"last {name} on held-back scans": f"{value:.4f}" for name, value in found.items()}
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
