@@ -62,9 +62,12 @@ class EDMDenoiser(Denoiser):
     def loss(self, clean: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """EDM loss (eq. 2) of each image (batch,), mean over pixels; weight (sigma^2 + sd^2) / (sigma sd)^2."""
         level = _level(sigma, clean)
-        weight = (level**2 + self.sigma_data**2) / (level * self.sigma_data) ** 2
         denoised = self(clean + level * noise, sigma)
-        return (weight * (denoised - clean) ** 2).mean(dim=(1, 2, 3))
+        return (self.weight(level) * (denoised - clean) ** 2).mean(dim=(1, 2, 3))
+
+    def weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        """(sigma^2 + sd^2) / (sigma sd)^2 (eq. 8): makes the network's own error count the same at all levels."""
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
 
 class VEDenoiser(Denoiser):

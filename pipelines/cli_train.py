@@ -25,6 +25,12 @@ def train(
     loss: Annotated[
         str, typer.Option(help="edm, ve (score matching, VE-SDE), ncsnv2 (discrete levels), vae, or supervised.")
     ] = "edm",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --loss edm, without clean images: sure (noisy full scans), gsure, split or em (undersampled ones)."
+        ),
+    ] = None,
     channels: Annotated[int, typer.Option(min=1, max=2, help="2: complex images; 1: magnitudes.")] = 2,
     widths: Annotated[
         str | None, typer.Option(help="Channels of each resolution (ncsnv2: stage), finest first; unet: 32,64,128,160.")
@@ -42,7 +48,8 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Augmented patches made ahead (16000; 100 kB each on disk, 400 kB at --patch 320), or slices (4000).",
+            help="Augmented patches made ahead (16000; 100 kB each on disk, 400 kB at --patch 320), or slices (4000), "
+            "or scans (--method: 1000).",
         ),
     ] = None,
     precision: Annotated[str, typer.Option(help="Lightning's: 32-true, bf16-mixed, 16-mixed.")] = "32-true",
@@ -54,7 +61,9 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     size: Annotated[
         int,
-        typer.Option(min=0, help="Edge of whole slices; --loss vae: for a dense latent, else 0; supervised: 128."),
+        typer.Option(
+            min=0, help="Edge of whole slices; --loss vae: for a dense latent, else 0; supervised and --method: 128."
+        ),
     ] = 0,
     covariance: Annotated[
         str | None, typer.Option(help="Of --loss vae: identity, diagonal or structured (usual).")
@@ -63,9 +72,12 @@ def train(
         int | None, typer.Option(min=0, help="Of --loss vae: steps of the first stage (60 %; with --begin-with none).")
     ] = None,
     mask: Annotated[
-        str | None, typer.Option(help="Of --loss supervised: the masks of its scans, as of evaluate (gaussian-1d).")
+        str | None,
+        typer.Option(help="Of --loss supervised or --method: masks of its scans, as of evaluate (gaussian-1d)."),
     ] = None,
-    r: Annotated[float | None, typer.Option("--r", help="Undersampling of the mask, ACS counted (4).")] = None,
+    r: Annotated[
+        float | None, typer.Option("--r", help="Undersampling of the mask, ACS counted (4; --method sure: 1).")
+    ] = None,
     spokes: Annotated[int | None, typer.Option(help="Of the mask radial (25).")] = None,
     probability: Annotated[float | None, typer.Option(help="Of a row of the mask horizontal (0.2).")] = None,
     acs: Annotated[int | None, typer.Option(min=1, help="Lines, or edge of the square; else the mask's own.")] = None,
@@ -75,6 +87,12 @@ def train(
     ] = None,
     coils: Annotated[str | None, typer.Option(help="Number of coils, or a range of it: 1,8 (8).")] = None,
     criterion: Annotated[str | None, typer.Option("--error", help="Of --loss supervised: mse or l1 (mse).")] = None,
+    held: Annotated[
+        float | None, typer.Option(help="Of --method split: share of the lines held out in each step (0.2).")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Of --method em: how often posterior images are drawn (8).")
+    ] = None,
     begin_with: Annotated[
         str | None, typer.Option(help="Prior (released or a file) whose weights to begin with.")
     ] = None,
@@ -83,7 +101,8 @@ def train(
     """Train a prior on magnitude or complex images, with random contrast, phase, size and pose.
 
     A diffusion prior; with --loss vae a variational autoencoder with structured covariance, in two stages; with --loss
-    supervised a network for scans of one kind, simulated as --mask, --noise and --coils say.
+    supervised a network for scans of one kind, simulated as --mask, --noise and --coils say. With --method a diffusion
+    prior from such scans alone: each image is scanned once, and no clean one is seen again.
 
     Writes prior.safetensors (usable as `prior:` of a recipe), curve.csv and samples.png as it goes.
     What goes with what, and commands for each prior: docs/priors.md.
@@ -98,10 +117,12 @@ def train(
         from scanprior.sim.supervised_training import train_supervised
         from scanprior.sim.training import train_prior
         from scanprior.sim.training_settings import TrainingSettings
+        from scanprior.sim.unsupervised_settings import UnsupervisedTraining
+        from scanprior.sim.unsupervised_training import train_unsupervised
         from scanprior.sim.vae_settings import VAESettings
         from scanprior.sim.vae_training import train_vae
 
-        from .train_scans import scans
+        from .train_scans import scans, unsupervised
         from .training_data import images_for_training
     except ImportError as error:
         raise typer.BadParameter(f"training needs the extra: pip install 'scanprior[train]' ({error})") from error
@@ -112,6 +133,7 @@ def train(
             "--mask": mask, "--r": r, "--spokes": spokes, "--probability": probability, "--acs": acs, "--noise": noise,
             "--coils": coils, "--error": criterion,
         }  # fmt: skip
+        without_clean = {"--method": method, "--held": held, "--rounds": rounds}
         other = {"--blocks": blocks, "--sigma-min": sigma_min, "--sigma-max": sigma_max}
         common: dict[str, Any] = {
             "steps": steps, "batch": batch, "learning_rate": learning_rate, "precision": precision,
@@ -121,25 +143,36 @@ def train(
         if bank is not None:
             common["bank"] = bank
         if loss == "supervised":
-            _refuse(loss, other | {"--widths": widths, "--mean-steps": mean_steps, "--covariance": covariance})
+            _refuse(
+                loss,
+                other | without_clean | {"--widths": widths, "--mean-steps": mean_steps, "--covariance": covariance},
+            )
             settings = SupervisedTraining(
                 **common, size=size or 128, channels=channels, network=network or "varnet", network_options=options,
                 **scans(mask, r, spokes, probability, acs, noise, coils, criterion),
             )  # fmt: skip
         elif loss == "vae":
-            _refuse(loss, other | scanned | {"--network": network})
+            _refuse(loss, other | without_clean | scanned | {"--network": network})
             numbers = _numbers(widths)
             options = {"covariance": covariance or "structured"} | ({"widths": numbers} if numbers else {}) | options
             settings = VAESettings(
                 **common, patch=patch, parts=channels, size=size or None, network=options, mean_steps=mean_steps
             )
         else:
-            _refuse(loss, scanned | {"--size": size or None, "--mean-steps": mean_steps, "--covariance": covariance})
-            settings = TrainingSettings(
-                **common, patch=patch, widths=_numbers(widths), blocks=_numbers(blocks), network=network or "unet",
-                kind=loss, channels=channels, network_options=options, sigma_min=sigma_min, sigma_max=sigma_max,
-                levels=levels,
-            )  # fmt: skip
+            _refuse(loss, {"--mean-steps": mean_steps, "--covariance": covariance})
+            common |= {
+                "patch": patch, "widths": _numbers(widths), "blocks": _numbers(blocks), "network": network or "unet",
+                "kind": loss, "channels": channels, "network_options": options, "sigma_min": sigma_min,
+                "sigma_max": sigma_max, "levels": levels,
+            }  # fmt: skip
+            if method is None:
+                _refuse(loss, scanned | without_clean | {"--size": size or None})
+                settings = TrainingSettings(**common)
+            else:
+                told = scans(mask, r, spokes, probability, acs, noise, coils, criterion)
+                settings = UnsupervisedTraining(
+                    **common, size=size or 128, **unsupervised(method, told, scanned, held, rounds)
+                )
         parameters = sum(weight.numel() for weight in settings.build().parameters())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
@@ -153,7 +186,9 @@ def train(
             typer.echo(f"{settings}, {parameters / 1e6:.1f} million parameters")
             return
         files, _ = images_for_training(data, out / "scans", threads)
-        if isinstance(settings, SupervisedTraining):
+        if isinstance(settings, UnsupervisedTraining):
+            path = train_unsupervised(files, out, settings)
+        elif isinstance(settings, SupervisedTraining):
             path = train_supervised(files, out, settings)
         elif isinstance(settings, VAESettings):
             path = train_vae(files, out, settings)

@@ -1,4 +1,4 @@
-"""What scans `scanprior train --loss supervised` trains on, from what the command line says."""
+"""What scans `scanprior train` trains on (--loss supervised, --method ...), from what the command line says."""
 
 from __future__ import annotations
 
@@ -42,6 +42,35 @@ def scans(
         "coils": (int(fewest), int(most)),
         "error": error or "mse",
     }
+
+
+def unsupervised(
+    method: str, told: dict[str, Any], given: dict[str, Any], held: float | None, rounds: int | None
+) -> dict[str, Any]:
+    """Arguments of `UnsupervisedTraining` that tell its method and scans.
+
+    Parameters
+    ----------
+    told
+        As `scans` returns it.
+    given
+        The options that were given, by name; None where nothing was said.
+
+    Raises
+    ------
+    ValueError
+        When an option was given that the method does not read.
+    """
+    for option, value, reader in (("--held", held, "split"), ("--rounds", rounds, "em")):
+        if value is not None and method != reader:
+            raise ValueError(f"{option} is not for method {method!r}")
+    if given["--error"] is not None:
+        raise ValueError(f"--error is not for method {method!r}")
+    found = {name: value for name, value in told.items() if name != "error"}
+    if method == "sure" and all(given[option] is None for option in ("--r", "--spokes", "--probability")):
+        found["amount"] = 1.0
+    chosen = {"held": held, "rounds": rounds}
+    return {"method": method} | found | {name: value for name, value in chosen.items() if value is not None}
 
 
 def _range(option: str, text: str) -> tuple[float, float]:

@@ -93,8 +93,24 @@ class Scanner:
         ValueError
             If an image is zero.
         """
+        model, kspace, sigma = self.measure(images, generator)
+        adjoint = model.H(kspace)
+        rough = rough_image(model, adjoint)
+        scale = torch.tensor([intensity_scale(one, SCALE) for one in rough], device=images.device)
+        wide = scale[:, None, None]
+        truth = _complex(images) * (model.maps != 0).any(-3)
+        return Pairs(model, adjoint / wide, rough / wide, truth / wide, sigma / scale)
+
+    @torch.no_grad()
+    def measure(
+        self, images: torch.Tensor, generator: torch.Generator
+    ) -> tuple[SenseModel, torch.Tensor, torch.Tensor]:
+        """The scans alone, as a scanner leaves them: A, k-space (batch, coil, y, x), noise of a real channel (batch,).
+
+        Parameters and errors as of `scan`; the scale is that of the images.
+        """
+        truth = _complex(images)
         device, batch = images.device, len(images)
-        truth = torch.complex(images[:, 0], images[:, 1] if images.shape[1] == 2 else torch.zeros_like(images[:, 0]))
         counts = list(self.maps)
         coils = counts[int(torch.randint(len(counts), (), generator=generator))]
         maps = _some(self.maps[coils], batch, generator).to(device)
@@ -106,13 +122,7 @@ class Scanner:
         sigma = level.to(device) * truth.abs().amax((-2, -1))  # of each real channel
         model = SenseModel(maps, mask)
         noise = torch.view_as_complex(torch.randn((*maps.shape, 2), generator=generator)).to(device)
-        kspace = model(truth) + sigma[:, None, None, None] * noise * model.mask.unsqueeze(-3)
-        adjoint = model.H(kspace)
-        rough = rough_image(model, adjoint)
-        scale = torch.tensor([intensity_scale(one, SCALE) for one in rough], device=device)
-        wide = scale[:, None, None]
-        truth = truth * (maps != 0).any(-3)
-        return Pairs(model, adjoint / wide, rough / wide, truth / wide, sigma / scale)
+        return model, model(truth) + sigma[:, None, None, None] * noise * model.mask.unsqueeze(-3), sigma
 
     def trained_for(self, pairs: Pairs) -> TrainedFor:
         """What a network that learns from this scanner is for; the noise in the prior's scale is that of `pairs`."""
@@ -127,6 +137,11 @@ class Scanner:
             size=settings.size,
             magnitude=settings.channels == 1,
         )
+
+
+def _complex(images: torch.Tensor) -> torch.Tensor:
+    """(batch, 1 or 2, y, x) to (batch, y, x) complex."""
+    return torch.complex(images[:, 0], images[:, 1] if images.shape[1] == 2 else torch.zeros_like(images[:, 0]))
 
 
 def _some(pool: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

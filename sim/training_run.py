@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -135,6 +136,7 @@ def run_training(
     data: pl.LightningDataModule,
     report: PeriodicReport[Any, Any],
     strategy: str = "auto",
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Train from `last.ckpt` on if the folder has one, and note the settings in `settings.txt`.
 
@@ -144,6 +146,8 @@ def run_training(
         As `begin_run` left it.
     strategy
         Lightning's.
+    callbacks
+        More of Lightning's, called first.
 
     Returns
     -------
@@ -163,7 +167,7 @@ def run_training(
         gradient_clip_val=1.0,
         logger=False,
         default_root_dir=folder,
-        callbacks=[report.average, checkpoint, report, TQDMProgressBar(refresh_rate=20)],
+        callbacks=[*callbacks, report.average, checkpoint, report, TQDMProgressBar(refresh_rate=20)],
     )
     last = _last(folder)
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)

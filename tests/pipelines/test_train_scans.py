@@ -52,6 +52,13 @@ def test_mistakes_are_named(options: dict[str, Any], complaint: str) -> None:
     [
         (["--loss", "supervised", "--widths", "8,16"], "--widths is not for loss 'supervised'"),
         (["--mask", "radial"], "--mask is not for loss 'edm'"),
+        (["--rounds", "3"], "--rounds is not for loss 'edm'"),
+        (["--loss", "vae", "--method", "em"], "--method is not for loss 'vae'"),
+        (["--loss", "ve", "--network", "ncsnv2", "--method", "em"], "method 'em': expected loss 'edm'"),
+        (["--method", "em", "--held", "0.3"], "--held is not for method 'em'"),
+        (["--method", "split", "--rounds", "3"], "--rounds is not for method 'split'"),
+        (["--method", "split", "--error", "l1"], "--error is not for method 'split'"),
+        (["--method", "sure", "--r", "2"], "expected --r 1, found 2"),
         (["--loss", "supervised", "--network", "ncsnpp"], "expected one of varnet, unet"),
     ],
 )

@@ -1,0 +1,52 @@
+"""The model card of a prior that was trained without clean images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .scan_bank import read_scan
+from .unsupervised_settings import METHODS, UnsupervisedTraining
+
+
+def write_card(
+    path: Path, scans: list[Path], settings: UnsupervisedTraining, step: int, found: dict[str, float]
+) -> None:
+    """Write what the prior was trained on, as found in the scans themselves.
+
+    Parameters
+    ----------
+    found
+        The last figures of `curve.csv`, by name.
+    """
+    rates, levels, coils = [], [], []
+    for file in scans:
+        scan = read_scan(file)
+        rates.append(1 / float(scan["mask"].float().mean()))
+        levels.append(float(scan["sigma"]))
+        coils.append(scan["maps"].shape[1])
+    begin = settings.begin_with or ("CG-SENSE images" if settings.method == "em" else "random weights")
+    rows = {
+        "clean images used": "none: neither by the loss, nor for any choice or figure of the training",
+        "trained by": f"{settings.method}: {METHODS[settings.method]}",
+        "scans": f"{len(scans)}, simulated, each scanned once; mask {settings.mask}",
+        "undersampling R (effective)": _range(rates),
+        "noise of each real channel, in the prior's scale": f"{_range(levels)}, known",
+        "coils": _range(coils),
+        "begun with": begin,
+        "network": str(settings.network_description),
+        "noise levels": " to ".join(f"{level:g}" for level in settings.sigma_range),
+        "steps": f"{step}, {settings.batch} images or scans each",
+    }
+    rows |= {f"last {name} on held-back scans": f"{value:.4f}" for name, value in found.items()}
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    path.write_text(
+        f"# Prior trained without clean images\n\nA denoiser of complex images, for every diffusion method.\n\n"
+        f"| | |\n|---|---|\n{table}\n"
+    )
+
+
+def _range(values: list[float] | list[int]) -> str:
+    low, high = np.min(values), np.max(values)
+    return f"{low:.3g}" if high - low < 1e-6 else f"{low:.3g} to {high:.3g} (median {np.median(values):.3g})"

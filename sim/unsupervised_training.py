@@ -1,0 +1,134 @@
+"""Training of diffusion priors on scans without clean images, by Lightning: `train_unsupervised`, and what it shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from scanprior.models.channels import to_channels, to_complex
+from scanprior.models.divergence import rademacher
+from scanprior.models.measured_scans import MeasuredScans, first_image, random_part
+from scanprior.models.posterior_images import draw_images, sense_images
+from scanprior.models.preconditioning import EDMDenoiser
+from scanprior.models.prior import save_prior
+from scanprior.models.sure import sure
+
+from .scan_bank import SCALE, batches, scan_files
+from .scan_data import VALIDATION_SCANS, ScanData, training_scans, validation_scans
+from .scan_images import noisy_images
+from .training_module import Average
+from .training_run import PRIOR, PeriodicReport, begin_run, run_training
+from .unsupervised_card import write_card
+from .unsupervised_module import Redraw, UnsupervisedModule, as_prior
+from .unsupervised_settings import UnsupervisedTraining
+
+HELD = 0.2
+"""Share of the lines that the validation holds out."""
+
+
+def train_unsupervised(data: list[Path], folder: Path, settings: UnsupervisedTraining) -> Path:
+    """Train a prior on scans alone; an interrupted run in the same folder goes on where it stopped.
+
+    Parameters
+    ----------
+    data
+        Files of images or folders of them (see `image_sources`), each of whose slices is scanned as the settings say.
+        No loss, no choice and no figure of the run sees the images again.
+    folder
+        Gets the scans, `last.ckpt`, `curve.csv`, `samples.png`, `prior.safetensors` and `prior.md`, its model card.
+
+    Returns
+    -------
+    Path of the prior.
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError, SourceError
+        See `bank_data.make_banks` and `scan_bank`.
+    PriorError
+        When the prior to begin with is not there, or of another network.
+    """
+    start = begin_run(folder, settings)
+    average = Average(decay=0.9995)
+    report = ScanReport(folder, average, settings)
+    scans = ScanData(data, folder, settings, settings.seed + start)
+    redraw = [Redraw(folder, average, settings)] if settings.method == "em" else []
+    return run_training(folder, settings, UnsupervisedModule(settings, folder), scans, report, callbacks=redraw)
+
+
+class ScanReport(PeriodicReport[UnsupervisedTraining, Average]):
+    """Every `save_every` steps: figures that need no clean image, on held-back scans; pictures; the prior and its card.
+
+    Of full scans `rmse_by_sure`: the root of SURE at their own noise level, an estimate of the error of the denoised
+    images. Of undersampled ones `held_lines`: one posterior image is drawn of each with a fifth of its lines held out;
+    its error on these, the noise's share taken off, over their energy.
+    """
+
+    COLUMNS = ("step", "seconds", "loss", "rmse_by_sure", "held_lines")
+
+    def report(self, step: int, module: UnsupervisedModule, loss: torch.Tensor | None) -> None:
+        """Write `curve.csv`, `samples.png`, the prior and its card."""
+        denoiser = self.average.denoiser(module)
+        assert isinstance(denoiser, EDMDenoiser)
+        (scans,) = batches(validation_scans(self.folder), VALIDATION_SCANS)
+        scans = MeasuredScans(*(part.to(module.device) for part in (scans.kspace, scans.mask, scans.maps, scans.sigma)))
+        with module.trainer.precision_plugin.forward_context():
+            if scans.fully_sampled:
+                found, pictures = full_figures(denoiser, scans)
+            else:
+                found, pictures = undersampled_figures(denoiser, scans, self.settings)
+        self.write_row(step, loss, {name: f"{value:.5f}" for name, value in found.items()})
+        _write_pictures(self.folder / "samples.png", pictures)
+        low, high = self.settings.sigma_range
+        files = scan_files(training_scans(self.folder, self.settings))
+        training = {"method": self.settings.method, "clean_images": 0, "scans": len(files)}
+        save_prior(
+            self.folder / PRIOR, denoiser,
+            {
+                "network": self.settings.network_description, "sigma_min": low, "sigma_max": high, "scale": SCALE,
+                "step": step, "training": training,
+            },
+        )  # fmt: skip
+        write_card(self.folder / "prior.md", files, self.settings, step, found)
+
+
+@torch.no_grad()
+def full_figures(denoiser: EDMDenoiser, scans: MeasuredScans) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """`rmse_by_sure` of full scans; their images, and denoised (batch, y, x)."""
+    noisy = to_channels(noisy_images(1)(scans))
+    probe = rademacher(noisy, torch.Generator().manual_seed(2))
+    risk, denoised = sure(denoiser, noisy, scans.sigma, probe)
+    # SURE of few images can be below zero where the noise is high
+    return {"rmse_by_sure": float(risk.mean().clamp_min(0).sqrt())}, [to_complex(noisy), to_complex(denoised)]
+
+
+@torch.no_grad()
+def undersampled_figures(
+    denoiser: EDMDenoiser, scans: MeasuredScans, settings: UnsupervisedTraining
+) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """`held_lines` of undersampled scans; CG-SENSE images, denoised ones, and posterior images (batch, y, x)."""
+    prior = as_prior(denoiser, settings)
+    given = random_part(scans.mask, HELD, torch.Generator().manual_seed(1))
+    part = replace(scans, kspace=scans.kspace * given.unsqueeze(1), mask=given)
+    drawn = draw_images(part, prior, torch.Generator().manual_seed(2))
+    rest = scans.model((scans.mask & ~given).float())
+    kspace = scans.kspace * rest.mask.unsqueeze(1)
+    noise = _energy(rest.mask.expand(-1, *kspace.shape[-2:])) * scans.coils() * 2 * scans.sigma**2
+    error = (_energy(rest(drawn) - kspace) - noise).sum() / (_energy(kspace) - noise).sum()
+    probe = rademacher(torch.empty(len(scans), 2, *kspace.shape[-2:]), torch.Generator().manual_seed(3))
+    image, level = first_image(scans, probe.to(kspace.device), denoiser.sigma_data)
+    return {"held_lines": float(error)}, [sense_images(scans), to_complex(denoiser(image, level)), drawn]
+
+
+def _energy(kspace: torch.Tensor) -> torch.Tensor:
+    """(batch,) sum of squares."""
+    return kspace.abs().square().flatten(1).sum(1)
+
+
+def _write_pictures(path: Path, rows: list[torch.Tensor]) -> None:
+    """Magnitudes of five scans' images, one row of each kind."""
+    from matplotlib.image import imsave
+
+    picture = torch.cat([torch.cat(list(row[:5].abs()), 1) for row in rows]).clamp(0, 1.2)
+    imsave(path, picture.cpu().float().numpy(), cmap="gray", vmin=0, vmax=1.2)

@@ -1,0 +1,243 @@
+"""Training without clean images end to end on drawn heads: what scans hold, what streams yield, resuming, rounds."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scanprior.models.channels import to_complex
+from scanprior.models.divergence import rademacher
+from scanprior.models.measured_scans import MeasuredScans, first_image
+from scanprior.models.prior import load_prior
+from scanprior.models.scan import Scan
+from scanprior.models.weights_file import read_weights
+from scanprior.sim.image_sources import load_images
+from scanprior.sim.image_stack import SourceError
+from scanprior.sim.phantoms import brain
+from scanprior.sim.scan_bank import (
+    KEYS,
+    ScanStream,
+    read_scan,
+    scan_files,
+    together,
+    turned,
+    write_scan,
+    write_simulated,
+)
+from scanprior.sim.scan_data import images_file, mask_weights, training_scans
+from scanprior.sim.scan_images import ImageStream, noisy_images, write_images
+from scanprior.sim.unsupervised_settings import METHODS, UnsupervisedTraining
+from scanprior.sim.unsupervised_training import full_figures, train_unsupervised, undersampled_figures
+from support import random_complex
+
+SIZE = 32
+
+
+def settings(method: str, **options: Any) -> UnsupervisedTraining:
+    usual: dict[str, Any] = {
+        "steps": 4, "batch": 4, "patch": 16, "widths": (8, 16), "blocks": (1, 1), "bank": 6, "save_every": 2,
+        "accelerator": "cpu", "size": SIZE, "amount": 1.0 if method == "sure" else 2.0, "noise": (0.05, 0.05),
+        "coils": (2, 2), "rounds": 2, "acs": 8,
+    }  # fmt: skip
+    return UnsupervisedTraining(method=method, **(usual | options))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    slices = np.abs(brain((48, 48), 4, seed=1).image)
+    np.savez(folder / "heads.npz", slices=slices, subject=["a", "a", "b", "b"])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_resumes_and_leaves_a_prior_and_a_card(data: Path, tmp_path: Path, method: str) -> None:
+    chosen = settings(method)
+    path = train_unsupervised([data], tmp_path, chosen)
+    prior = load_prior(str(path))
+    assert prior.denoise(torch.zeros(20, 24, dtype=torch.complex64), 0.1).shape == (20, 24)
+    card = (tmp_path / "prior.md").read_text()
+    assert "| clean images used | none" in card
+    assert "| scans | 6, simulated" in card
+    assert f"| undersampling R (effective) | {chosen.amount:g} |" in card
+    assert read_weights(path, ["scanprior-prior-2"])[1]["training"]["clean_images"] == 0
+    train_unsupervised([data], tmp_path, replace(chosen, steps=6))
+    rows = list(csv.DictReader((tmp_path / "curve.csv").open()))
+    assert [int(row["step"]) for row in rows] == [2, 4, 6]
+    column = "rmse_by_sure" if method == "sure" else "held_lines"
+    assert all(float(row[column]) > 0 for row in rows)
+    assert (tmp_path / "samples.png").stat().st_size > 1000
+
+
+def test_a_run_keeps_scans_and_no_clean_image(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in its folder is what was measured, and with the images gone it still trains, on that alone."""
+    heads = tmp_path / "heads.npz"
+    heads.write_bytes((data / "heads.npz").read_bytes())
+    run = tmp_path / "run"
+    chosen = settings("split", steps=2)
+    train_unsupervised([heads], run, chosen)
+    kinds = {path.suffix or "folder" for path in run.iterdir()}
+    assert not list(run.glob("*.npy"))
+    assert {".ckpt", ".csv", ".md", ".png", ".safetensors", ".txt", "folder"} == kinds
+    for path in scan_files(training_scans(run, chosen)):
+        assert set(load_file(path)) == set(KEYS)
+    batch = next(iter(ScanStream(training_scans(run, chosen), 0.3, 0)))
+    assert set(batch) == {"kspace", "mask", "maps", "sigma", "first", "level"}
+
+    def no_images(*_: object) -> None:
+        raise AssertionError("the images were read again")
+
+    monkeypatch.setattr("scanprior.sim.bank_data.load_sources", no_images)
+    train_unsupervised([heads], run, replace(chosen, steps=4))
+
+
+def simulated(data: Path, folder: Path, **options: Any) -> UnsupervisedTraining:
+    chosen = settings(options.pop("method", "split"), **options)
+    write_simulated(folder / "scans", [load_images(data / "heads.npz")], chosen.bank, 0, chosen)
+    return chosen
+
+
+def test_scans_are_scans_in_the_priors_scale(data: Path, tmp_path: Path) -> None:
+    simulated(data, tmp_path, coils=(2, 3), bank=8)
+    each = [read_scan(path) for path in scan_files(tmp_path / "scans")]
+    scans = MeasuredScans(**together(each))
+    assert set(scans.coils().tolist()) == {2, 3}
+    assert scans.kspace.shape == (8, 3, SIZE, SIZE)
+    assert (scans.mask.float().mean((-2, -1)) == 0.5).all()
+    assert not (scans.kspace * ~scans.mask[:, None]).any()
+    rough = scans.model().solve(scans.model().H(scans.kspace), 0.01, iterations=15)
+    bright = torch.quantile(rough.abs().flatten(1), 0.995, dim=1)
+    torch.testing.assert_close(bright, torch.ones(8), rtol=0.05, atol=0)
+    # 0.05 of the maximum, which is a little above the percentile
+    assert bool(((scans.sigma > 0.03) & (scans.sigma < 0.09)).all())
+
+
+def test_noise_of_full_scans_is_as_told(data: Path, tmp_path: Path) -> None:
+    """In the outermost corner of k-space there is nothing but noise; in air, where maps are zero, it is put there."""
+    simulated(data, tmp_path, method="sure", bank=12, noise=(0.2, 0.2))
+    path = tmp_path / "images.npy"
+    write_images(tmp_path / "scans", path, noisy_images(0), "noisy images")
+    images = torch.from_numpy(np.load(path))
+    scans = MeasuredScans(**together([read_scan(file) for file in scan_files(tmp_path / "scans")]))
+    air = (scans.maps == 0).all(1)
+    assert 0.05 < float(air.float().mean()) < 0.9
+    level = scans.sigma[:, None, None].expand(-1, SIZE, SIZE)
+    for channel in (0, 1):
+        assert float((images[:, channel] / level)[air].std()) == pytest.approx(1, abs=0.05)
+    spectrum = torch.fft.fft2(to_complex(images), norm="ortho")[:, 12:20, 12:20] / scans.sigma[:, None, None]
+    assert float(torch.view_as_real(spectrum).std()) == pytest.approx(1, abs=0.06)
+    undersampled = replace(scans, mask=torch.zeros_like(scans.mask))
+    with pytest.raises(SourceError, match="fully sampled"):
+        noisy_images(0)(undersampled)
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (7, 9)])
+def test_a_turned_scan_is_one_of_the_turned_image(shape: tuple[int, int]) -> None:
+    """A of the turned maps and mask, of the turned image, is the turned k-space; each of the four flips comes up."""
+    maps, image = random_complex(1, 3, *shape, seed=1), random_complex(1, *shape, seed=2)
+    mask = torch.rand(1, shape[0], 1, generator=torch.Generator().manual_seed(3)) < 0.5
+    scan = {"maps": maps, "mask": mask, "sigma": torch.ones(1)}
+    scan["kspace"] = MeasuredScans(kspace=maps, **scan).model()(image)
+    seen = set()
+    for seed in range(12):
+        found = turned(scan, np.random.default_rng(seed))
+        for axes in ((), (-2,), (-1,), (-2, -1)):
+            moved = image
+            for axis in axes:
+                moved = moved.flip(axis).roll(1 - shape[axis] % 2, axis)
+            again = MeasuredScans(**found).model()(moved)
+            phase = (again.conj() * found["kspace"]).sum()
+            if torch.allclose(again * phase / phase.abs(), found["kspace"], atol=1e-5):
+                seen.add(axes)
+                break
+        else:
+            pytest.fail("no flip of the image gives this k-space")
+    assert len(seen) == 4
+
+
+def test_first_images_of_turned_scans_are_turned_first_images(data: Path, tmp_path: Path) -> None:
+    simulated(data, tmp_path, bank=2, coils=(3, 3))
+    stream = iter(ScanStream(tmp_path / "scans", 0.3, 0))
+    batch = together([next(stream) for _ in range(6)])
+    scans = MeasuredScans(*(batch[name] for name in ("kspace", "mask", "maps", "sigma")))
+    again, level = first_image(scans, rademacher(batch["first"]), 0.3)
+    torch.testing.assert_close(again, batch["first"], rtol=0, atol=2e-3)
+    torch.testing.assert_close(level, batch["level"], rtol=0.1, atol=0)
+
+
+def test_streams_read_images_that_are_drawn_anew(tmp_path: Path, data: Path) -> None:
+    simulated(data, tmp_path, method="sure", bank=3)
+    path = images_file(tmp_path)
+    write_images(tmp_path / "scans", path, lambda scans: torch.ones(len(scans), SIZE, SIZE) + 0j, "first")
+    stream = iter(ImageStream(path, np.full(3, 0.1, np.float32), 16, 0))
+    assert float(to_complex(next(stream)["image"]).abs().max()) == pytest.approx(1)
+    write_images(tmp_path / "scans", path, lambda scans: 2 * torch.ones(len(scans), SIZE, SIZE) + 0j, "second")
+    found = next(stream)
+    assert float(to_complex(found["image"]).abs().max()) == pytest.approx(2)
+    assert found["image"].shape == (2, 16, 16)
+    assert float(found["sigma"]) == pytest.approx(0.1)
+
+
+def test_figures_need_no_clean_image_and_tell_a_good_prior_from_none(data: Path, tmp_path: Path) -> None:
+    """The released prior against one that does nothing (random weights: D = c_skip x)."""
+    chosen = simulated(data, tmp_path, coils=(4, 4))
+    good, none = load_prior("small").denoiser, chosen.denoiser()
+    scans = MeasuredScans(**together([read_scan(path) for path in scan_files(tmp_path / "scans")]))
+    held = [undersampled_figures(one, scans, chosen)[0]["held_lines"] for one in (good, none)]  # type: ignore[arg-type]
+    assert 0 < held[0] < 0.6 * held[1]
+    chosen = simulated(data, tmp_path / "full", method="sure")
+    scans = MeasuredScans(**together([read_scan(path) for path in scan_files(tmp_path / "full" / "scans")]))
+    errors = [full_figures(one, scans)[0]["rmse_by_sure"] for one in (good, none)]  # type: ignore[arg-type]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_weights_make_up_for_the_density_of_the_masks(data: Path, tmp_path: Path) -> None:
+    chosen = settings("split", bank=6)
+    write_simulated(training_scans(tmp_path, chosen), [load_images(data / "heads.npz")], 6, 0, chosen)
+    weights = mask_weights(tmp_path, chosen)
+    assert weights.shape == (SIZE, 1)
+    assert (weights[SIZE // 2 - 4 : SIZE // 2 + 4] == 1).all()  # ACS
+    assert float(weights.max()) > 2
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "complaint"),
+    [
+        ("n2n", {}, "method 'n2n' is not known; there are: sure, gsure, split, em"),
+        ("em", {"kind": "ve", "network": "ncsnv2"}, "expected loss 'edm'"),
+        ("em", {"noise": (0.0, 0.0)}, "expected noise above 0"),
+        ("sure", {"amount": 2.0}, "for fully sampled scans: expected --r 1, found 2"),
+        ("em", {"patch": 48}, "patch 48 is larger than the images' 32"),
+        ("split", {"held": 1.0}, "held: expected a share between 0 and 1"),
+        ("em", {"rounds": 5}, "rounds: expected 1 to 4"),
+        ("em", {"amount": 50.0}, "ACS lines"),
+        ("split", {"sigma_max": 0.5}, "expected noise levels from 0.0125 or less to 1 or more, found 0.002 to 0.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused(method: str, options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        settings(method, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"maps": None}, "no coil maps"),
+        ({"sigma": 0.0}, "expected a noise level above 0"),
+        ({"kspace": torch.zeros(2, 8, 8, dtype=torch.complex64)}, "holds no signal"),
+    ],
+)
+def test_a_scan_that_cannot_be_used_is_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+    maps = random_complex(2, 8, 8)
+    scan = Scan(random_complex(2, 8, 8, seed=1), torch.ones(8, 1, dtype=torch.bool), maps, 0.1)
+    with pytest.raises(SourceError, match=complaint):
+        write_scan(tmp_path / "scan.safetensors", replace(scan, **changes))
+    with pytest.raises(SourceError, match="expected scans"):
+        scan_files(tmp_path)
