@@ -53,7 +53,8 @@ def play(
     sequence
         Pulseq file.
     path
-        File to write, and `<name>_truth.npz` beside it, as those of `simulate`.
+        File to write, and `<name>_truth.npz` beside it, as those of `simulate`. Where PhaseSign is -1 the truth is
+        mirrored as the image of the scan is.
     images, first_slice, contrast, phase, coils, snr_db, noise_correlation, scale, seed
         As of `simulate`; the matrix is the sequence's, and images of another size are resampled to it.
     t2_ms
@@ -137,6 +138,7 @@ def play(
     count = write(path, header_xml(protocol), blocks)
     truth = path.with_name(path.stem + "_truth.npz")
     effective_r = mask.size / mask.sum()
+    image, maps, head = (_as_labelled(array, sign, volume) for array in (image, maps, head))
     np.savez(
         truth, image=image[None], maps=maps, noise_cov=noise.covariance.astype(np.complex64), mask=mask, acs=acs,
         object=head, asked_r=effective_r, effective_r=effective_r, snr_db=snr_db,
@@ -193,6 +195,19 @@ def _signal(played: Playback, rows: np.ndarray, image: np.ndarray, maps: np.ndar
     if t2_ms is not None:
         factor = factor * np.exp((float(played.lengths("TE", 1)[0]) - played.age[rows]) / (t2_ms * 1e-3))
     return (values * factor).swapaxes(0, 1).astype(np.complex64)
+
+
+def _as_labelled(array: np.ndarray, sign: float, volume: bool) -> np.ndarray:
+    """An object (slice, ..., y, x) as a transform over the labels shows it.
+
+    Where k runs against the labels, row n is row -n about the middle N // 2; of a volume the partition too.
+    """
+    if sign > 0:
+        return array
+    for axis in (0, -2) if volume else (-2,):
+        size = array.shape[axis]
+        array = np.take(array, (2 * (size // 2) - np.arange(size)) % size, axis)
+    return array
 
 
 def _readouts(played: Playback, imaging: np.ndarray, volume: bool) -> np.ndarray:

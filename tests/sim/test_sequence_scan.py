@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from masks import lines_mask, points_mask
 from scanprior.sim.acquisition_order import OrderSettings
+from scanprior.sim.anatomy import to_image
 from scanprior.sim.pulseq_file import build_sequence, write_pulseq
 from scanprior.sim.pulseq_protocol import PulseqProtocol
 from scanprior.sim.sampling_table import SamplingTable
@@ -141,6 +142,36 @@ def test_t2_weighs_echoes_around_the_effective_echo_time(tmp_path: Path) -> None
         assert ratio == pytest.approx(
             np.exp((te - 12 * (echo + 1)) / 40.0), rel=1e-3
         )  # the middle sample is a few dwell times from the echo
+
+
+@pytest.mark.parametrize("negate", [False, True])
+@pytest.mark.parametrize("shape", [(32, 1), (18, 9)])
+def test_the_truth_is_the_image_of_the_full_scan_for_both_signs(
+    tmp_path: Path, shape: tuple[int, int], negate: bool
+) -> None:
+    volume = shape[1] > 1
+    plan = points_mask(shape, 4, columns=32) if volume else lines_mask(shape[0], 8, columns=24)
+    full = replace(plan, mask=np.ones_like(plan.mask))
+    protocol = replace(GRE_3D if volume else GRE, negate_phase=negate)
+    path = tmp_path / "full.seq"
+    write_table(path, SamplingTable(full, OrderSettings()), "pulseq", partial(write_pulseq, protocol=protocol))
+    made = play(path, tmp_path / "full.h5", coils=2, snr_db=NOISELESS, seed=3)
+    lines = lines_of(made.path)
+    samples = next(iter(lines.values()))[1].shape[1]
+    kspace = np.zeros((9 if volume else 3, 2, shape[0], samples), np.complex64)
+    for (slice_, ky, kz), (_, values) in lines.items():
+        kspace[kz if volume else slice_, :, ky] = values
+    columns = full.matrix[0]
+    image = to_image(kspace, (0, -2, -1) if volume else (-2, -1))[..., samples // 2 - columns // 2 :][..., :columns]
+    truth = np.load(made.truth)
+    expected = truth["image"][0][:, None] * truth["maps"]
+    assert np.abs(image - expected).max() < 2e-3 * np.abs(expected).max()
+    magnitude, inside = np.abs(truth["image"][0]), truth["object"]
+    assert magnitude[~inside].mean() < 0.025 * magnitude[inside].mean()
+    directions = {name: np.array([head[name] for head, _ in lines.values()]) for name in ("phase_dir", "slice_dir")}
+    sign = -1.0 if negate else 1.0
+    assert np.array_equal(directions["phase_dir"], np.tile([0, sign, 0], (len(lines), 1)))
+    assert np.array_equal(directions["slice_dir"], np.tile([0, 0, sign if volume else 1.0], (len(lines), 1)))
 
 
 def test_the_sign_of_the_phase_encoding_turns_the_image_and_its_direction(tmp_path: Path) -> None:
