@@ -20,6 +20,7 @@ from scanprior.sim.scan import simulate
 from scanprior.sim.sequence_playback import PlaybackError, play_back
 from scanprior.sim.sequence_scan import play
 from scanprior.sim.tables import write_table
+from sequences import sign_again
 
 with warnings.catch_warnings():
     import ismrmrd
@@ -207,6 +208,9 @@ def test_a_file_that_does_not_fit_itself_is_refused(tmp_path: Path, before: str,
     text = path.read_text()
     assert text.count(before) == 1
     path.write_text(text.replace(before, after))
+    with pytest.raises(PlaybackError, match="signature is not that of its text"):
+        play(path, tmp_path / "played.h5")
+    sign_again(path, text.replace(before, after))
     with pytest.raises(PlaybackError, match=message):
         play(path, tmp_path / "played.h5")
 
@@ -217,7 +221,7 @@ def test_options_out_of_range_are_named(tmp_path: Path) -> None:
         play(path, tmp_path / "played.h5", t2_ms=-1)
     with pytest.raises(ValueError, match="contrast: expected one of"):
         play(path, tmp_path / "played.h5", contrast="t9")
-    with pytest.raises(PlaybackError, match="pypulseq cannot read it"):
+    with pytest.raises(PlaybackError, match=r"nothing.seq: cannot be read"):
         play(tmp_path / "nothing.seq", tmp_path / "played.h5")
 
 
