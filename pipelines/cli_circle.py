@@ -152,8 +152,7 @@ def circle(
             simulate(
                 path, mask=table.mask, images=images, matrix=sizes[1], columns=sizes[0], contrast=contrast,
                 slices=sizes[2] if volume else slices, three_d=volume, coils=coils, snr_db=snr_db,
-                fov=table.mask.fov_mm[1], thickness=table.mask.fov_mm[2] / (sizes[2] if volume else 1), seed=seed,
-                noise_seed=noise_seed,
+                seed=seed, noise_seed=noise_seed,
             )  # fmt: skip
         truth = np.load(made.truth)
         checks = check_lines(scan, direct, table, truth["noise_cov"])

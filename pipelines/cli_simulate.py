@@ -42,21 +42,17 @@ def simulate(
     from scanprior.sim.scan import simulate as run
 
     pattern: str | SamplingMask = mask
-    fov, thickness = 230.0, 4.0
     try:
         if mask.endswith(".npz"):
             pattern = load_mask(Path(mask))
             matrix, columns = matrix or pattern.matrix[1], columns or pattern.matrix[0]
-            _, fov, thickness = pattern.fov_mm
             if pattern.kind == "points":
                 slices, three_d = pattern.matrix[2], True
-                thickness /= slices
         made = run(
             out, images=images, matrix=matrix, columns=columns, slices=slices, three_d=three_d, contrast=contrast,
             coils=coils, mask=pattern, r=r, acs=acs, calibration=calibration, partial_fourier=partial_fourier,
             asymmetric_echo=asymmetric_echo, oversampling=oversampling, repetitions=repetitions, averages=averages,
             echo_train=echo_train, snr_db=snr_db, noise_readouts=noise_readouts, waveforms=waveforms, seed=seed,
-            fov=fov, thickness=thickness,
         )  # fmt: skip
     except (ValueError, OSError) as error:
         typer.echo(f"simulate: {error}", err=True)
