@@ -211,8 +211,7 @@ def test_the_sign_of_the_phase_encoding_turns_the_image_and_its_direction(tmp_pa
     )  # fmt: skip
     line = next(key for key in up if key[1] != 32 and (0, 64 - key[1], 0) in up)
     mirrored = up[(0, 64 - line[1], 0)][1]
-    peak = max(np.abs(values).max() for _, values in up.values())
-    assert np.abs(down[line][1] - mirrored).max() < 2e-3 * peak
+    assert np.abs(down[line][1] - mirrored).max() < 5e-3 * np.abs(mirrored).max()
     assert np.allclose(down[line][0]["phase_dir"], -up[line][0]["phase_dir"])
 
 
