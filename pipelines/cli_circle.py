@@ -186,7 +186,7 @@ def circle(
         if wanted is not None and wanted != chosen.prior:
             chosen = with_prior(chosen, wanted)
             served = str(out / "recipe.yaml")
-            (out / "recipe.yaml").write_text(yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
+            Path(served).write_text(yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         weights = None if chosen.prior is None else weights_hash(load_any_prior(chosen.prior).weights())
         volume = table.mask.kind == "points"
         sizes = table.mask.matrix

@@ -200,6 +200,23 @@ def test_play_and_send_are_commands_of_their_own(tmp_path: Path, server: Server,
     assert [np.array_equal(a.data, b.data) for a, b in zip(sent.images, replayed, strict=True)] == [True]
 
 
+@pytest.mark.parametrize("error", [RuntimeError("FINUFFT failed to allocate"), MemoryError()])
+def test_what_play_cannot_hold_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    save_mask(tmp_path / "mine.npz", MASK)
+    run("export-mask", tmp_path / "mine.npz", "--format", "pulseq", "--out", tmp_path / "mine.seq")
+
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("finufft.nufft2d2", full)
+    result = CliRunner().invoke(app, ["play", str(tmp_path / "mine.seq"), str(tmp_path / "scan.h5"), "--coils", "1"])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"play: {error}" if str(error) else "play: not enough memory")
+    assert not (tmp_path / "scan.h5").exists()
+
+
 def test_what_the_server_refuses_is_told(tmp_path: Path, server: Server) -> None:
     simulate(tmp_path / "scan.h5", matrix=48, coils=2, r=2, acs=16)
     refused = send_scan(tmp_path / "scan.h5", "127.0.0.1", server.port, {"recipe": "nothing"})
