@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import PIPE, Popen, TimeoutExpired
 
 import numpy as np
 from scanprior.gadgets.images import IMAGE_SERIES, STD_SERIES
 from scanprior.gadgets.mrd import Image
+from scanprior.models.recipe import Recipe, recipe_from
+from scanprior.sim.mask_file import SamplingMask
 from scanprior.sim.metrics import psnr
 from scanprior.sim.sampling_table import SamplingTable
 
-from .client import SendError
 from .replay import ScanFile
 
 NOISE_FLAG, ACS_FLAG, ACS_AND_IMAGING_FLAG = 19, 20, 21
@@ -72,7 +68,7 @@ def check_lines(scan: Path, direct: Path, table: SamplingTable, noise_cov: np.nd
         ),
     ]  # fmt: skip
     other = {key: data for key, _, data in theirs}
-    same = other.keys() == {key for key, _, _ in ours}
+    same = bool(ours) and {key: data.shape for key, data in other.items()} == {key: data.shape for key, _, data in ours}
     checks.append(Check("the direct simulation has the same lines", same, f"{len(other)} readouts"))
     if same:
         root = np.linalg.inv(np.linalg.cholesky(noise_cov.astype(np.complex128)))
@@ -120,28 +116,54 @@ def check_images(circle: Slices, direct: Slices, again: Slices, truth: np.ndarra
         (slice, y, x) complex.
     """
     shapes = {part.image.shape for part in (circle, direct, again)}
+    finite = all(np.isfinite(part.image).all() for part in (circle, direct, again))
+    spread = circle.std.size > 0 and circle.std.shape == circle.image.shape and bool(np.isfinite(circle.std).all())
     checks = [
-        Check("one image for each slice", shapes == {truth.shape}, f"{', '.join(map(str, sorted(shapes)))}"),
+        Check(
+            "one image for each slice, of finite numbers", shapes == {truth.shape} and finite,
+            ", ".join(map(str, sorted(shapes))) + ("" if finite else ", not finite"),
+        ),
         Check(
             "a standard deviation map beside each",
-            circle.std.shape == circle.image.shape and bool((circle.std > 0).any()),
+            spread and bool((circle.std > 0).any((-2, -1)).all()),
             f"rms {_rms(circle.std) / np.abs(truth).max():.2%} of the truth's maximum" if circle.std.size else "none",
         ),
-    ]
-    if shapes == {truth.shape}:
+    ]  # fmt: skip
+    if shapes == {truth.shape} and finite:
         off, noise = _rms(circle.image - direct.image), _rms(direct.image - again.image)
         checks.append(
             Check(
                 f"image within noise of the direct simulation's (rms at most {WITHIN:g} times that of another draw)",
-                off <= WITHIN * noise,
-                f"{off / noise:.3f} times",
+                0 < noise and off <= WITHIN * noise,
+                f"{off / noise:.3f} times" if noise else "another draw changes nothing, which cannot be",
             )
         )
     return checks
 
 
+def check_prior(mask: SamplingMask, recipe: Recipe, prior_sha256: str | None) -> Check:
+    """Whether the reconstruction's prior is the one that the mask was learned for.
+
+    Parameters
+    ----------
+    prior_sha256
+        Of the weights of the recipe's prior; None where it has none.
+    """
+    what = "the recipe's prior is the mask's"
+    if mask.prior is None:
+        return Check(what, True, f"does not apply: the mask, made by {mask.made_by}, is for no prior")
+    if prior_sha256 is None:
+        return Check(what, True, f"does not apply: {recipe.name} has no prior, the mask is for {mask.prior}")
+    return Check(
+        what, prior_sha256 == mask.prior_sha256,
+        f"weights {prior_sha256[:16]} of {recipe.prior}, the mask's {str(mask.prior_sha256)[:16]} of {mask.prior}",
+    )  # fmt: skip
+
+
 def image_table(circle: Slices, direct: Slices, truth: np.ndarray) -> list[tuple[int, float, float]]:
-    """(slice, PSNR of the circle's image, PSNR of the direct one) in dB, of magnitudes."""
+    """(slice, PSNR of the circle's image, PSNR of the direct one) in dB, of magnitudes; empty where images lack."""
+    if not {circle.image.shape, direct.image.shape} == {truth.shape}:
+        return []
     return [
         (number, psnr(one, np.abs(true)), psnr(other, np.abs(true)))
         for number, (true, one, other) in enumerate(zip(truth, circle.image, direct.image, strict=True))
@@ -178,41 +200,17 @@ def _lines(path: Path) -> list[tuple[tuple[int, int, int], int, np.ndarray]]:
         scan.close()
 
 
-@contextmanager
-def resident_server(recipe: str, threads: int, patience: float = 300.0) -> Iterator[int]:
-    """`scanprior serve` in a process of its own; gives the port once it is ready.
+def with_prior(recipe: Recipe, prior: str) -> Recipe:
+    """A recipe with another prior; a file's is written with its whole path, so that the recipe can lie anywhere.
 
     Raises
     ------
-    SendError
-        When it ends, or is not ready in time; with what it said.
+    RecipeError
+        If it takes none.
     """
-    command = [sys.executable, "-m", "scanprior.pipelines.cli", "serve", "--port", "0", "--recipe", recipe]
-    with Popen([*command, "--threads", str(threads)], stdout=PIPE, stderr=PIPE, text=True) as process:
-        said: list[str] = []
-        assert process.stdout is not None
-        assert process.stderr is not None
-        # a full pipe would stop it
-        drain = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
-        drain.start()
-        overdue = threading.Timer(patience, process.kill)
-        overdue.start()
-        try:
-            port = next((line for line in process.stdout if line.startswith("ready on port ")), None)
-            overdue.cancel()
-            if port is None:
-                process.kill()
-                process.wait()
-                drain.join()
-                raise SendError(f"scanprior serve did not start: {''.join(said[-5:]).strip() or 'no message'}")
-            yield int(port.split()[-1])
-        finally:
-            overdue.cancel()
-            process.terminate()
-            try:
-                process.wait(30)
-            except TimeoutExpired:
-                process.kill()
+    path = Path(prior)
+    where = str(path.resolve()) if path.suffix and path.is_file() else prior
+    return recipe_from(recipe.model_dump() | {"prior": where}, f"recipe {recipe.name!r} with the prior {prior!r}")
 
 
 def write_report(
@@ -222,18 +220,20 @@ def write_report(
     psnrs: list[tuple[int, float, float]],
     recipe: str,
     played: str,
+    picture: bool,
 ) -> Path:
     """`report.md` and `report.json`: what was checked and found."""
     mask = table.mask
+    slab = ["- the slab's profile is not simulated: it holds the whole object"] if mask.kind == "points" else []
+    slab.append("")
     lines = [
         f"# The circle: {mask.samples} {mask.kind} of {mask.mask.size}, R {mask.effective_r:.3f}",
         "",
         f"- mask {mask.sha256[:16]}, made by {mask.made_by}" + (f" for prior {mask.prior}" if mask.prior else ""),
         f"- played as {played}, {table.settings.name} order",
         f"- reconstructed by {recipe}, through the resident server",
-        "",
-        "![images](circle.png)",
-        "",
+        *slab,
+        *(["![images](circle.png)", ""] if picture else []),
         "| check | holds | found |",
         "|---|---|---|",
         *(f"| {check.what} | {'yes' if check.holds else '**no**'} | {check.found} |" for check in checks),
@@ -258,15 +258,21 @@ def write_report(
     return path
 
 
-def write_picture(path: Path, circle: Slices, direct: Slices, truth: np.ndarray) -> None:
-    """The middle slice: truth, the circle's image, its standard deviation, the direct image, their difference."""
+def write_picture(path: Path, circle: Slices, direct: Slices, truth: np.ndarray) -> bool:
+    """The middle slice: truth, the circle's image, its standard deviation, the direct image, their difference.
+
+    False, and no file, where there is not an image for each slice.
+    """
     from matplotlib.figure import Figure
 
+    if not {circle.image.shape, direct.image.shape} == {truth.shape}:
+        path.unlink(missing_ok=True)  # that of an earlier run
+        return False
     middle = len(truth) // 2
     true, one, other = np.abs(truth[middle]), circle.image[middle], direct.image[middle]
     top = float(np.percentile(true, 99.7))
     columns = [("truth", true, "gray"), ("sequence, server", one, "gray")]
-    if len(circle.std):
+    if circle.std.shape == truth.shape:
         columns.append(("its standard deviation, x 5", circle.std[middle] * 5, "magma"))
     columns += [("mask, simulated directly", other, "gray"), ("difference, x 5", np.abs(one - other) * 5, "gray")]
     figure = Figure(figsize=(2.6 * len(columns), 3.0), dpi=110, layout="constrained")
@@ -275,3 +281,4 @@ def write_picture(path: Path, circle: Slices, direct: Slices, truth: np.ndarray)
         axes.set_title(title, fontsize=9)
         axes.axis("off")
     figure.savefig(path)
+    return True

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
+import threading
 from typing import Annotated
 
 import typer
@@ -29,12 +33,15 @@ def serve(
     threads: Threads = 0,
     scans: Annotated[int, typer.Option(min=1, max=64, help="Scans at once; one more is refused with a message.")] = 4,
     idle: Annotated[float, typer.Option(min=1, help="Seconds of silence after which a scan is given up.")] = 600.0,
+    while_stdin: Annotated[bool, typer.Option("--while-stdin", help="End when stdin does.", hidden=True)] = False,
 ) -> None:
     """Serve Gadgetron (connect) and FIRE clients: the model stays loaded from scan to scan.
 
     Example: scanprior serve --recipe pnp-admm --port 9002
     """
     logging.getLogger().setLevel(logging.INFO)
+    if while_stdin:
+        threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     engine = chosen_engine(recipe, device, threads)
 
     def warm_up() -> None:
@@ -51,6 +58,13 @@ def serve(
         raise typer.Exit(1) from None
     finally:
         engine.close()
+
+
+def _end_with_stdin() -> None:
+    """For a server that belongs to another process: its end, however it comes, closes our stdin."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stdio(recipe: Recipe = DEFAULT_RECIPE, device: Device = None, threads: Threads = 0) -> None:

@@ -25,7 +25,7 @@ from scanprior.sim.mask_objectives import Example, ObjectiveSettings
 from scanprior.sim.masks import Sampling, acs_lines, acs_square
 from scanprior.sim.whole_files import whole_files
 
-from .evaluate_plan import TestImage
+from .evaluate_plan import TestImage, own_version
 from .kept_results import KeptResults
 from .mask_pictures import write_learning_picture, write_mask_picture
 
@@ -219,6 +219,9 @@ def _key(plan: MaskPlan, prior: DiffusionPrior) -> str:
         "recipe": plan.recipe.model_dump(mode="json"),
         "prior": weights_hash(prior.weights()),
         "seed": plan.seed,
+        # the same settings may end in another mask elsewhere
+        "version": own_version(),
+        "device": prior.device.type,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

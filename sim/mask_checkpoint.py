@@ -82,8 +82,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: no state of a learning that can be read: {error}; remove it") from None
         if header.get("key") != self._key:
             raise CheckpointError(
-                f"{self.path}: an unfinished learning with other settings, images or prior; repeat its command to "
-                "finish it, choose another folder, or remove this file"
+                f"{self.path}: an unfinished learning with other settings, images or prior, or of another "
+                "device or version; repeat its command to finish it, choose another folder, or remove this file"
             )
         return LearningState(tensors, facts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Protocol:
     dropped
         Samples missing at the start of each readout (asymmetric echo).
     acceleration
-        Nominal acceleration along y.
+        Nominal acceleration along y and z.
     calibration
         calibrationMode: `embedded`, `separate` or `other`.
     noise_bandwidth
@@ -49,6 +50,8 @@ class Protocol:
         Echoes after one excitation.
     waveforms
         Whether an ECG is recorded.
+    segments
+        Values of the counter `segment`.
     """
 
     encoded: tuple[int, int, int]
@@ -61,12 +64,22 @@ class Protocol:
     coils: int
     first: int
     dropped: int
-    acceleration: int
+    acceleration: tuple[int, int]
     calibration: str
     noise_bandwidth: float
     timing: tuple[float, float, float]
     echo_train: int
     waveforms: bool
+    segments: int = 1
+
+
+def acceleration_factors(r: float, volume: bool) -> tuple[int, int]:
+    """Nominal factors along y and z, whole numbers as the schema has them, whose product is nearest to R."""
+    if not volume:
+        return max(1, round(r)), 1
+    rows = range(1, math.isqrt(math.ceil(r)) + 1)
+    pairs = [(y, z) for y in rows for z in (math.floor(r / y), math.ceil(r / y))]
+    return min(pairs, key=lambda pair: (abs(pair[0] * pair[1] - r), pair[1] - pair[0]))
 
 
 def _space(matrix: tuple[int, int, int], fov: tuple[float, float, float]) -> xsd.encodingSpaceType:
@@ -93,7 +106,7 @@ def header_xml(protocol: Protocol) -> bytes:
         phase=_limit(1),
         repetition=_limit(protocol.repetitions),
         set=_limit(1),
-        segment=_limit(1),
+        segment=_limit(protocol.segments),
     )
     encoding = xsd.encodingType(
         encodedSpace=_space(protocol.encoded, protocol.encoded_fov),
@@ -102,7 +115,7 @@ def header_xml(protocol: Protocol) -> bytes:
         trajectory=xsd.trajectoryType.CARTESIAN,
         parallelImaging=xsd.parallelImagingType(
             accelerationFactor=xsd.accelerationFactorType(
-                kspace_encoding_step_1=protocol.acceleration, kspace_encoding_step_2=1
+                kspace_encoding_step_1=protocol.acceleration[0], kspace_encoding_step_2=protocol.acceleration[1]
             ),
             calibrationMode=xsd.calibrationModeType(protocol.calibration),
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,7 @@ from scanprior.sim.pulseq_gre import build_gre
 from scanprior.sim.pulseq_protocol import ProtocolError, PulseqProtocol
 from scanprior.sim.pulseq_tse import build_tse
 from scanprior.sim.sampling_table import Measured, SamplingTable, TableError
-from scanprior.sim.sequence_file import SequenceFileError, read_sequence
-
-TOLERANCE = 1e-3
-"""How far, in lines, the gradients may put a readout from where its labels say it is."""
-
-_SIGNATURE = b"\n[SIGNATURE]\n"
+from scanprior.sim.sequence_file import SequenceFileError, check_encoding, read_sequence
 
 
 def build_sequence(table: SamplingTable, protocol: PulseqProtocol) -> pp.Sequence:
@@ -65,7 +59,6 @@ def read_pulseq(path: Path, shape: tuple[int, int]) -> Measured:
     TableError
         If the signature is not that of the text, the file cannot be read, or the above does not hold.
     """
-    check_signature(path)
     try:
         read = read_sequence(path)
         fov = np.array(read.sequence.get_definition("FOV"), float)
@@ -91,18 +84,10 @@ def read_pulseq(path: Path, shape: tuple[int, int]) -> Measured:
     imaging = label["NOISE"] == 0
     points = np.stack([label["LIN"], label["PAR"]], 1)[imaging].astype(np.int64)
     samples = trajectory.reshape(3, count, -1)
-    centre = samples[:, imaging, samples.shape[2] // 2] * fov[:, None]
-    expected = np.zeros_like(centre)
-    expected[1:] = sign * (points - np.array(shape) // 2).T
-    if shape[1] == 1:
-        expected[2] = 0.0
-    off = np.abs(centre - expected)
-    if not (off <= TOLERANCE).all():
-        axis, row = np.unravel_index(int(np.argmax(np.nan_to_num(off, nan=np.inf))), off.shape)
-        raise TableError(
-            f"{path}: readout {row} is at k_{'xyz'[axis]} = {centre[axis, row]:.4f} lines, its labels say "
-            f"{expected[axis, row]:.0f}"
-        )
+    try:
+        check_encoding(path, samples[:, imaging, samples.shape[2] // 2].T, points, shape, fov, sign)
+    except SequenceFileError as error:
+        raise TableError(str(error)) from None
     if not np.array_equal(label["REF"], label["IMA"]):
         raise TableError(f"{path}: an ACS line carries REF and IMA both, for it is imaging data too; found one alone")
     slices = label["SLC"][imaging]
@@ -117,24 +102,3 @@ def read_pulseq(path: Path, shape: tuple[int, int]) -> Measured:
     return Measured(
         points[first], echo=columns["echo"][first] if "echo" in columns else None, acs=columns["acs"][first]
     )
-
-
-def check_signature(path: Path) -> None:
-    """Check that a file's signature is the hash of its text.
-
-    Raises
-    ------
-    TableError
-        If it has none, or the text was changed.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TableError(f"{path}: cannot be read: {error.strerror}") from None
-    text, mark, signature = content.rpartition(_SIGNATURE)
-    found = signature.decode("ascii", "replace").split()
-    if not mark or "Hash" not in found[:-1]:
-        raise TableError(f"{path}: expected a signed Pulseq file; the signature is missing, the file may be cut")
-    expected = hashlib.md5(text, usedforsecurity=False).hexdigest()
-    if found[found.index("Hash") + 1 :] != [expected]:
-        raise TableError(f"{path}: its signature is not that of its text: the file was changed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,19 @@ from scanprior.sim import masks
 from scanprior.sim.anatomy import anatomy, resize, to_kspace, with_spots
 from scanprior.sim.coils import coil_maps
 from scanprior.sim.mask_file import SamplingMask
-from scanprior.sim.mrdfile import Protocol, acquisition_headers, ecg, header_xml, noise_headers, write
+from scanprior.sim.mrdfile import (
+    Protocol,
+    acceleration_factors,
+    acquisition_headers,
+    ecg,
+    header_xml,
+    noise_headers,
+    write,
+)
 from scanprior.sim.phantoms import CONTRASTS, slice_positions
 from scanprior.sim.receiver_noise import ReceiverNoise
 from scanprior.sim.sequence import order
+from scanprior.sim.whole_files import whole_files
 
 MASKS = ("full", "uniform", "random")
 CALIBRATIONS = ("embedded", "separate")
@@ -38,6 +48,19 @@ class Simulated:
     acquisitions: int
     asked_r: float
     effective_r: float
+
+
+def check_finite(**options: float) -> None:
+    """Refuse nan and infinity.
+
+    Raises
+    ------
+    ValueError
+        Naming the option.
+    """
+    for name, value in options.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: expected a finite number, got {value}")
 
 
 def _sampling(
@@ -111,8 +134,8 @@ def simulate(
     noise_bandwidth: float = 1.0,
     dwell: float = 10.0,
     scale: float = 1e-5,
-    fov: float = 230.0,
-    thickness: float = 4.0,
+    fov: float | None = None,
+    thickness: float | None = None,
     waveforms: bool = False,
     seed: int = 0,
     noise_seed: int | None = None,
@@ -144,7 +167,7 @@ def simulate(
     mask
         `full`, `uniform` (every r-th line plus ACS lines; those between carry flag 20 only) or `random` (denser towards
         the centre, round(lines / r) lines in all, ACS lines included; in 3-D points of the (z, y) plane). Or the
-        pattern of a mask file, which brings its ACS and R; `calibration` is embedded and nothing else.
+        pattern of a mask file, which brings its ACS, R and field of view; `calibration` is embedded and nothing else.
     r, acs
         Undersampling factor asked for, and number of ACS lines (0: none).
     calibration
@@ -175,7 +198,7 @@ def simulate(
     scale
         Largest magnitude of the image in the file; real scanners are of the order 1e-5.
     fov, thickness
-        Field of view along y, and slice thickness, in mm.
+        Field of view along y, and slice thickness, in mm; 230 and 4. A mask file brings its own.
     waveforms
         Write an ECG too.
     seed
@@ -190,6 +213,12 @@ def simulate(
     """
     if isinstance(mask, SamplingMask) and (partial_fourier != 1.0 or calibration != "embedded"):
         raise ValueError("mask: the pattern of a mask file goes without partial Fourier and separate calibration")
+    if isinstance(mask, SamplingMask):
+        if fov is not None or thickness is not None:
+            raise ValueError("fov, thickness: the mask file brings them")
+        fov, thickness = mask.fov_mm[1], mask.fov_mm[2] / mask.matrix[2]
+    fov, thickness = 230.0 if fov is None else fov, 4.0 if thickness is None else thickness
+    check_finite(snr_db=snr_db, scale=scale, fov=fov, thickness=thickness)
     for name, value, allowed in (
         ("mask", MASKS[0] if isinstance(mask, SamplingMask) else mask, MASKS),
         ("calibration", calibration, CALIBRATIONS),
@@ -260,20 +289,25 @@ def simulate(
                 data[here] += kspace[:, lines, dropped:].swapaxes(0, 1)
 
     pixel = fov / ny
+    width = mask.fov_mm[0] if isinstance(mask, SamplingMask) else pixel * nx
     depth = thickness * slices if three_d else thickness
     partitions = slices if three_d else 1
+    if isinstance(mask, SamplingMask):
+        acceleration = acceleration_factors(mask.effective_r, three_d)
+    else:
+        acceleration = (1 if mask == "full" else max(1, round(sampling.asked_r))), 1
     protocol = Protocol(
         encoded=(samples, rows, partitions),
         recon=(nx, ny, partitions),
-        encoded_fov=(pixel * samples, pixel * rows, depth),
-        recon_fov=(pixel * nx, fov, depth),
+        encoded_fov=(width * samples / nx, pixel * rows, depth),
+        recon_fov=(width, fov, depth),
         slices=1 if three_d else slices,
         repetitions=repetitions,
         averages=averages,
         coils=coils,
         first=masks.first_line(rows, partial_fourier),
         dropped=dropped,
-        acceleration=1 if mask == "full" else max(1, round(sampling.asked_r)),
+        acceleration=acceleration,
         calibration=calibration if (separate is not None or sampling.acs.any()) and mask != "full" else "other",
         noise_bandwidth=noise_bandwidth,
         timing=(tr, te, ti),
@@ -297,19 +331,19 @@ def simulate(
         )
     )
     duration = float(readouts["time_ms"][-1])
-    count = write(path, header_xml(protocol), blocks, ecg(duration) if waveforms else None)
-
     truth = path.with_name(path.stem + "_truth.npz")
-    np.savez(
-        truth,
-        image=image,
-        maps=maps,
-        noise_cov=noise.covariance.astype(np.complex64),
-        mask=sampling.mask,
-        acs=sampling.acs if separate is None else separate,
-        object=head,
-        asked_r=sampling.asked_r,
-        effective_r=sampling.effective_r,
-        snr_db=snr_db,
-    )
+    with whole_files(path.parent) as folder:
+        count = write(folder / path.name, header_xml(protocol), blocks, ecg(duration) if waveforms else None)
+        np.savez(
+            folder / truth.name,
+            image=image,
+            maps=maps,
+            noise_cov=noise.covariance.astype(np.complex64),
+            mask=sampling.mask,
+            acs=sampling.acs if separate is None else separate,
+            object=head,
+            asked_r=sampling.asked_r,
+            effective_r=sampling.effective_r,
+            snr_db=snr_db,
+        )
     return Simulated(path, truth, count, float(sampling.asked_r), sampling.effective_r)

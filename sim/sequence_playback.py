@@ -69,8 +69,24 @@ class Playback:
             raise PlaybackError(f"definition {name}: expected {count or 'finite'} numbers, found {found.tolist()}")
         return found
 
+    def positive(self, name: str) -> float:
+        """A definition that is one number above 0.
+
+        Raises
+        ------
+        PlaybackError
+            If it is not.
+        """
+        value = float(self.lengths(name, 1)[0])
+        if not value > 0:
+            raise PlaybackError(f"definition {name}: expected more than 0, found {value:g}")
+        return value
+
 
 LABELS = ("LIN", "PAR", "SLC", "SEG", "NOISE", "REF", "IMA")
+"""What a scan is written from. Others (averages, reversed readouts, navigators, ..) mean more than is simulated."""
+
+_UNKNOWN_TO_THE_SIMULATION = ("freq_ppm", "phase_ppm", "phase_modulation")
 
 
 def play_back(path: Path) -> Playback:
@@ -83,7 +99,8 @@ def play_back(path: Path) -> Playback:
     Raises
     ------
     PlaybackError
-        If pypulseq cannot read the file, or its readouts have no common length and dwell time.
+        If the file was changed or pypulseq cannot read it, its readouts have no common length and dwell time, or it
+        asks for what is not simulated: other labels than `LABELS`, a receiver off resonance, phases in ppm.
     """
     try:
         read = read_sequence(path)
@@ -94,6 +111,14 @@ def play_back(path: Path) -> Playback:
     count = len(adcs)
     if not count or trajectory.shape[1] % count or len({(adc.num_samples, adc.dwell) for adc in adcs}) > 1:
         raise PlaybackError(f"{path}: expected readouts of one length and dwell time, found {count} readouts")
+    if "LIN" not in labels:
+        raise PlaybackError(f"{path}: expected readouts with the label LIN, found {', '.join(labels) or 'no label'}")
+    for name, values in labels.items():
+        if name not in LABELS and np.any(values):
+            raise PlaybackError(
+                f"{path}: label {name}: it is {np.asarray(values).max():g} on a readout; simulated are "
+                f"{', '.join(LABELS)} alone"
+            )
     times = times.reshape(count, -1)
     return Playback(
         np.moveaxis(trajectory.reshape(3, count, -1), 0, -1),
@@ -115,6 +140,7 @@ def _follow(
     now, phase, position, since = 0.0, 0.0, math.nan, math.nan
     for number in sequence.block_events:
         block = sequence.get_block(number)
+        _check_events(block, f"{path}: block {number}")
         if block.rf is not None:
             middle = float(pp.calc_rf_center(block.rf)[0])
             own = block.rf.phase_offset + 2 * math.pi * block.rf.freq_offset * middle
@@ -130,10 +156,6 @@ def _follow(
             else:
                 raise PlaybackError(f"{path}: block {number}: a pulse for {use or 'nothing that the file tells'}")
         if block.adc is not None:
-            if block.adc.freq_offset:
-                raise PlaybackError(
-                    f"{path}: block {number}: the receiver is {block.adc.freq_offset:g} Hz off, which is not simulated"
-                )
             against = phase - block.adc.phase_offset + math.pi / 2
             phases.append(0.0 if math.isnan(since) else math.remainder(against, 2 * math.pi))
             positions.append(position)
@@ -142,3 +164,14 @@ def _follow(
             adcs.append(block.adc)
         now += sequence.block_durations[number]
     return phases, positions, excited, starts, adcs
+
+
+def _check_events(block: SimpleNamespace, where: str) -> None:
+    """Refuse what a pulse or a readout asks for and the playback would pass over."""
+    if block.adc is not None and block.adc.freq_offset:
+        raise PlaybackError(f"{where}: the receiver is {block.adc.freq_offset:g} Hz off, which is not simulated")
+    for kind in ("adc", "rf"):
+        for name in _UNKNOWN_TO_THE_SIMULATION:
+            value = getattr(getattr(block, kind), name, None)
+            if value is not None and np.any(value):
+                raise PlaybackError(f"{where}: {kind} has {name}, which is not simulated")

@@ -6,14 +6,13 @@ samples its readout has, and no channel.
 
 from __future__ import annotations
 
-import math
 import warnings
 from pathlib import Path
 
 import h5py
 import numpy as np
 from scanprior.sim.mask_file import SamplingMask
-from scanprior.sim.mrdfile import write
+from scanprior.sim.mrdfile import acceleration_factors, write
 from scanprior.sim.sampling_table import Measured, SamplingTable, TableError
 from xsdata.formats.dataclass.serializers import XmlSerializer
 from xsdata.formats.dataclass.serializers.config import SerializerConfig
@@ -81,18 +80,13 @@ def _bit(flag: int) -> np.uint64:
 
 
 def _parallel_imaging(mask: SamplingMask) -> xsd.parallelImagingType | None:
-    """Nominal factors, whole numbers as the schema has them, whose product is nearest to R; the mode of the ACS.
+    """Nominal factors, and the mode of the ACS.
 
     Points without an ACS have neither: what the schema does not demand is left out.
     """
     if mask.kind == "points" and not mask.acs.any():
         return None
-    r = mask.effective_r
-    factors = max(1, round(r)), 1
-    if mask.kind == "points":
-        rows = range(1, math.isqrt(math.ceil(r)) + 1)
-        pairs = [(y, z) for y in rows for z in (math.floor(r / y), math.ceil(r / y))]
-        factors = min(pairs, key=lambda pair: (abs(pair[0] * pair[1] - r), pair[1] - pair[0]))
+    factors = acceleration_factors(mask.effective_r, mask.kind == "points")
     return xsd.parallelImagingType(
         accelerationFactor=xsd.accelerationFactorType(
             kspace_encoding_step_1=factors[0], kspace_encoding_step_2=factors[1]

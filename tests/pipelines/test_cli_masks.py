@@ -184,6 +184,12 @@ def test_a_cut_run_goes_on(learner: str, tmp_path: Path, prior: Path, monkeypatc
     assert "learning.safetensors: an unfinished learning with other settings, images or prior" in words(refused)
     assert [path.name for path in out.iterdir()] == ["learning.safetensors"]
 
+    with monkeypatch.context() as patch:
+        patch.setattr("scanprior.pipelines.mask_learning.own_version", lambda: "another")
+        refused = cli.invoke(app, [*fixed, "--r", "4", "--out", str(out)])
+    assert refused.exit_code == 1
+    assert "or of another device or version" in words(refused)
+
     before = len(calls)
     with monkeypatch.context() as patch:
         patch.setattr("scanprior.sim.mask_learning.judge", counted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import re
@@ -21,6 +20,7 @@ from scanprior.sim.pulseq_file import build_sequence, read_pulseq, write_pulseq
 from scanprior.sim.pulseq_protocol import ProtocolError, PulseqProtocol, effective_echo
 from scanprior.sim.sampling_table import SamplingTable, TableError
 from scanprior.sim.tables import read_table, write_table
+from sequences import sign_again
 
 GRE = PulseqProtocol(te_ms=8, tr_ms=60, slices=3, slice_gap_mm=1, dummy_scans=2, noise_readouts=5, dwell_us=8)
 GRE_3D = PulseqProtocol(te_ms=4, tr_ms=9, flip_deg=8, noise_readouts=2, dummy_scans=3)
@@ -42,12 +42,6 @@ def write(folder: Path, table: SamplingTable, protocol: PulseqProtocol) -> Path:
     path = folder / "mask.seq"
     write_table(path, table, "pulseq", partial(write_pulseq, protocol=protocol))
     return path
-
-
-def sign_again(path: Path, text: str) -> None:
-    body = text.rpartition("\n[SIGNATURE]\n")[0] or text
-    digest = hashlib.md5(body.encode()).hexdigest()
-    path.write_bytes(f"{body}\n[SIGNATURE]\nType md5\nHash {digest}\n".encode())
 
 
 @pytest.mark.parametrize("version", ["1.5", "1.4.1"])
