@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -122,6 +123,7 @@ def train(
         from scanprior.sim.vae_settings import VAESettings
         from scanprior.sim.vae_training import train_vae
 
+        from .train_measured import collect_for, holds_scans, prepare
         from .train_scans import scans, unsupervised
         from .training_data import images_for_training
     except ImportError as error:
@@ -177,6 +179,20 @@ def train(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     try:
+        if isinstance(settings, UnsupervisedTraining) and holds_scans(data):
+            for option, value in scanned.items() | {("--size", size or None), ("--bank", bank)}:
+                if value is not None:
+                    raise typer.BadParameter(f"{option}: of simulated scans; recorded ones tell that themselves")
+            settings = replace(settings, recorded=True)
+            if dry_run:
+                with TemporaryDirectory() as passing:
+                    typer.echo(str(collect_for(data, Path(passing), settings)), nl=False)
+                typer.echo(f"{settings}, {parameters / 1e6:.1f} million parameters")
+                return
+            found = collect_for(data, out, settings)
+            typer.echo(str(found), nl=False)
+            typer.echo(f"prior: {train_unsupervised(prepare(found, out, settings), out, settings)}")
+            return
         if dry_run:
             with TemporaryDirectory() as passing:
                 files, left_out = images_for_training(data, Path(passing), threads)

@@ -27,12 +27,15 @@ def write_card(
         levels.append(float(scan["sigma"]))
         coils.append(scan["maps"].shape[1])
     begin = settings.begin_with or ("CG-SENSE images" if settings.method == "em" else "random weights")
+    known = "of the noise scans" if settings.recorded else "known"
     rows = {
         "clean images used": "none: neither by the loss, nor for any choice or figure of the training",
         "trained by": f"{settings.method}: {METHODS[settings.method]}",
-        "scans": f"{len(scans)}, simulated, each scanned once; mask {settings.mask}",
+        "scans": f"{len(scans)} recorded slices"
+        if settings.recorded
+        else f"{len(scans)}, simulated, each scanned once; mask {settings.mask}",
         "undersampling R (effective)": _range(rates),
-        "noise of each real channel, in the prior's scale": f"{_range(levels)}, known",
+        "noise of each real channel, in the prior's scale": f"{_range(levels)}, {known}",
         "coils": _range(coils),
         "begun with": begin,
         "network": str(settings.network_description),

@@ -35,6 +35,8 @@ class UnsupervisedTraining(TrainingSettings):
         Share of the lines that `split` holds out, drawn anew in each step.
     rounds
         Of `em`.
+    recorded
+        Whether the scans are recorded ones: they tell matrix, masks, coils and noise themselves then.
 
     Raises
     ------
@@ -53,6 +55,7 @@ class UnsupervisedTraining(TrainingSettings):
     coils: tuple[int, int] = (8, 8)
     held: float = 0.2
     rounds: int = 8
+    recorded: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,11 +72,11 @@ class UnsupervisedTraining(TrainingSettings):
                 f"method 'sure' is for fully sampled scans: expected --r 1, found {self.amount:g}; "
                 "of undersampled ones gsure, split or em learn"
             )
-        if self.patch > self.size:
+        if self.patch > self.size and not self.recorded:
             raise ValueError(f"patch {self.patch} is larger than the images' {self.size}")
         if not 0 < self.held < 1:
             raise ValueError(f"held: expected a share between 0 and 1, found {self.held:g}")
-        if not 1 <= self.rounds <= self.steps:
+        if self.method == "em" and not 1 <= self.rounds <= self.steps:
             raise ValueError(f"rounds: expected 1 to {self.steps} (the steps), found {self.rounds}")
         low, high = self.sigma_range
         if self.method != "sure" and (low > SAMPLING.sigma_end or high < SAMPLING.sigma_start):

@@ -1,0 +1,74 @@
+"""Recorded scans for `scanprior train --method`: MRD files go through the stream's gadgets into the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from scanprior.sim.bank_data import claim_folder
+from scanprior.sim.image_sources import find_images
+from scanprior.sim.image_stack import SourceError
+from scanprior.sim.scan_bank import write_scan
+from scanprior.sim.scan_data import VALIDATION_SCANS, training_scans, validation_scans
+from scanprior.sim.source_hdf5 import SUFFIXES, hdf5_layout
+from scanprior.sim.unsupervised_settings import UnsupervisedTraining
+
+from .scan_folder import FolderFound, collect_scans, hand_over
+
+FOUND = "found"
+"""Folder of the run that gets the slices and the report."""
+
+
+def holds_scans(data: Iterable[Path]) -> bool:
+    """Whether there are MRD scans among the data.
+
+    Raises
+    ------
+    FileNotFoundError
+        When a path does not exist.
+    """
+    paths = list(data)
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"training data: {path} does not exist")
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+    return any(file.name.endswith(SUFFIXES) and file.is_file() and hdf5_layout(file) == "mrd" for file in files)
+
+
+def collect_for(data: Iterable[Path], out: Path, settings: UnsupervisedTraining) -> FolderFound:
+    """Read the scans, choose those that the method can use, and write the report `out/found/found.txt`.
+
+    Raises
+    ------
+    FileNotFoundError, SourceError
+        As `collect_scans`; and when the patches are larger than the matrix of the scans.
+    """
+    found = collect_scans(data, out / FOUND, full=settings.method == "sure")
+    if settings.patch > min(found.matrix):
+        raise SourceError(
+            f"training data: scans of {found.matrix[0]} x {found.matrix[1]}: expected --patch of at most "
+            f"{min(found.matrix)}, found {settings.patch}"
+        )
+    return found
+
+
+def prepare(found: FolderFound, out: Path, settings: UnsupervisedTraining) -> list[Path]:
+    """Put what was found where the training reads it; the files that `train_unsupervised` takes as its data.
+
+    Raises
+    ------
+    FileExistsError
+        When the run's folder holds scans of other data.
+    SourceError
+        When none of the slices can be used.
+    """
+    files = find_images(found.files)
+    _, claim = claim_folder(files, out)
+    refused = hand_over(
+        found, training_scans(out, settings), validation_scans(out),
+        lambda path, scan: write_scan(path.with_suffix(".safetensors"), scan), VALIDATION_SCANS,
+    )  # fmt: skip
+    with (out / FOUND / "found.txt").open("a", encoding="utf-8") as report:
+        report.writelines(f"left out: {reason}\n" for reason in refused)
+    claim()
+    return files

@@ -1,0 +1,73 @@
+"""`scanprior train --method` on a folder of recorded scans, as its user runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scanprior.models.prior import load_prior
+from scanprior.pipelines.cli import app
+from scanprior.sim.scan import simulate
+from typer.testing import CliRunner
+
+TINY = ["--steps", "2", "--batch", "2", "--patch", "32", "--widths", "8,8", "--blocks", "1,1", "--save-every", "2"]
+CPU = ["--accelerator", "cpu", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scans")
+    for number in range(3):
+        simulate(folder / f"s{number}.h5", matrix=48, slices=2, coils=4, r=2, acs=16, seed=number)
+    simulate(folder / "full.h5", matrix=48, coils=4, mask="full", seed=7)
+    simulate(folder / "silent.h5", matrix=48, coils=4, r=2, acs=16, noise_readouts=0, seed=8)
+    (folder / "torn.h5").write_bytes((folder / "s0.h5").read_bytes()[:5000])
+    return folder
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in ["train", *arguments, *TINY, *CPU]])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("method", ["gsure", "split", "em"])
+def test_a_folder_of_scans_makes_a_prior(method: str, scans: Path, tmp_path: Path) -> None:
+    more = ["--rounds", "1"] if method == "em" else []
+    out = tmp_path / "run"
+    said = run("--data", scans, "--method", method, "--out", out, *more)
+    assert "7 slices of 4 scans of 4 subjects are used, of 6 files looked at" in said
+    report = (out / "found/found.txt").read_text()
+    assert "silent.h5: left out" in report
+    assert "torn.h5: left out" in report
+    card = (out / "prior.md").read_text()
+    assert "recorded slices" in card
+    assert "none: neither by the loss" in card
+    assert "of the noise scans" in card
+    assert load_prior(str(out / "prior.safetensors")).name
+    # the same command again reads no scan again
+    slices = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+    run("--data", scans, "--method", method, "--out", out, *more)
+    assert slices == {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+    assert len(slices) == 7
+
+
+def test_sure_takes_the_full_scans_alone(scans: Path, tmp_path: Path) -> None:
+    said = run("--data", scans, "--method", "sure", "--out", tmp_path / "run")
+    assert "1 slices of 1 scans" in said
+    assert "this method needs fully sampled scans" in said
+
+
+def test_what_does_not_fit_is_told(scans: Path, tmp_path: Path) -> None:
+    def refused(*arguments: object) -> str:
+        result = CliRunner().invoke(app, [str(part) for part in ["train", *arguments, *CPU]])
+        assert result.exit_code != 0
+        return " ".join(result.output.replace("│", " ").split())
+
+    usual = ["--data", scans, "--method", "split", "--out", tmp_path / "run"]
+    assert "--r: of simulated scans; recorded ones tell that themselves" in refused(*usual, "--r", "4", "--patch", "32")
+    assert "scans of 48 x 48: expected --patch of at most 48, found 64" in refused(*usual, "--patch", "64")
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "silent.h5").write_bytes((scans / "silent.h5").read_bytes())
+    assert "none of 1 scans can be used" in refused("--data", only, "--method", "split", "--out", tmp_path / "b")
