@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from masks import lines_mask, points_mask
 from scanprior.gadgets.engine import Engine
+from scanprior.gadgets.errors import PeerGone
 from scanprior.gadgets.frames import FrameReader, FrameWriter
 from scanprior.gadgets.mrd import Close
 from scanprior.models.recipe import RecipeError, load_recipe
@@ -270,9 +272,10 @@ class _Peer(threading.Thread):
 
 
 def _until_closed(connection: socket.socket) -> None:
-    for frame in FrameReader(connection):
-        if isinstance(frame.message, Close):
-            return
+    with contextlib.suppress(PeerGone):
+        for frame in FrameReader(connection):
+            if isinstance(frame.message, Close):
+                return
 
 
 def test_images_that_came_before_a_failure_are_kept(tmp_path: Path) -> None:
@@ -319,7 +322,7 @@ def test_an_error_of_our_own_while_sending_leaves_nothing_behind(tmp_path: Path)
         raise KeyError("progress")
 
     with pytest.raises(KeyError):
-        send_scan(scan.path, "127.0.0.1", _Peer(lambda one: one.recv(1) and None).port, {}, progress=wrong)
+        send_scan(scan.path, "127.0.0.1", _Peer(_until_closed).port, {}, progress=wrong)
     assert not [thread for thread in threading.enumerate() if thread.name == "images"]
 
 
