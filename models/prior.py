@@ -97,6 +97,41 @@ class AnyPrior(Protocol):
         """Move its weights."""
 
 
+def prior_path(name: str) -> Path:
+    """File of a released prior by its name, or of one's own by its path.
+
+    Raises
+    ------
+    PriorError
+        When there is no such prior.
+    """
+    path = WEIGHTS_FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        path = Path(name)
+    if path.suffix not in (".safetensors", *MAPPINGS) or not path.is_file():
+        raise PriorError(
+            f"prior {name!r} not found: expected one of {released_priors()}, the path of a .safetensors file, "
+            f"or of a mapping file ({', '.join(MAPPINGS)}) for weights of others"
+        )
+    return path
+
+
+def seen_clean_images(name: str) -> bool | None:
+    """Whether a prior's file says that clean images were used in its training; None where it does not say.
+
+    Raises
+    ------
+    PriorError
+        As `load_any_prior`.
+    """
+    path = prior_path(name)
+    if path.suffix in MAPPINGS:
+        return None
+    training = read_weights(path, READERS)[1].get("training")
+    count = training.get("clean_images") if isinstance(training, dict) else None
+    return None if count is None else count != 0
+
+
 def load_any_prior(
     name: str,
     device: torch.device | str = "cpu",
@@ -121,14 +156,7 @@ def load_any_prior(
     PriorError
         When there is no such prior, or the file is not a prior of ours.
     """
-    path = WEIGHTS_FOLDER / f"{name}.safetensors"
-    if not path.is_file():
-        path = Path(name)
-    if path.suffix not in (".safetensors", *MAPPINGS) or not path.is_file():
-        raise PriorError(
-            f"prior {name!r} not found: expected one of {released_priors()}, the path of a .safetensors file, "
-            f"or of a mapping file ({', '.join(MAPPINGS)}) for weights of others"
-        )
+    path = prior_path(name)
     prior: AnyPrior
     if path.suffix in MAPPINGS:
         prior = load_foreign(path)

@@ -10,10 +10,10 @@ from scanprior.sim.image_sources import find_images
 from scanprior.sim.image_stack import SourceError
 from scanprior.sim.scan_bank import write_scan
 from scanprior.sim.scan_data import VALIDATION_SCANS, training_scans, validation_scans
-from scanprior.sim.source_hdf5 import SUFFIXES, hdf5_layout
+from scanprior.sim.source_hdf5 import hdf5_layout
 from scanprior.sim.unsupervised_settings import UnsupervisedTraining
 
-from .scan_folder import FolderFound, collect_scans, hand_over
+from .scan_folder import SUFFIXES, FolderFound, collect_scans, hand_over
 
 FOUND = "found"
 """Folder of the run that gets the slices and the report."""
@@ -31,8 +31,15 @@ def holds_scans(data: Iterable[Path]) -> bool:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"training data: {path} does not exist")
-    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
-    return any(file.name.endswith(SUFFIXES) and file.is_file() and hdf5_layout(file) == "mrd" for file in files)
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return any(_is_scan(file) for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def _is_scan(file: Path) -> bool:
+    try:
+        return hdf5_layout(file) == "mrd"
+    except SourceError:  # torn or foreign: `collect_scans` says so, beside scans that can be read
+        return False
 
 
 def collect_for(data: Iterable[Path], out: Path, settings: UnsupervisedTraining) -> FolderFound:
@@ -62,6 +69,11 @@ def prepare(found: FolderFound, out: Path, settings: UnsupervisedTraining) -> li
     SourceError
         When none of the slices can be used.
     """
+    used, note = "".join(f"{scan.made_from}\n" for scan in found.scans if scan.slices), out / FOUND / "used.txt"
+    if note.exists() and note.read_text(encoding="utf-8") != used:
+        raise FileExistsError(
+            f"{out} holds a run on other scans, which {note} lists: begin one with these in a folder of its own"
+        )
     files = find_images(found.files)
     _, claim = claim_folder(files, out)
     refused = hand_over(
@@ -71,4 +83,5 @@ def prepare(found: FolderFound, out: Path, settings: UnsupervisedTraining) -> li
     with (out / FOUND / "found.txt").open("a", encoding="utf-8") as report:
         report.writelines(f"left out: {reason}\n" for reason in refused)
     claim()
+    note.write_text(used, encoding="utf-8")
     return files

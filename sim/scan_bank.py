@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from .image_stack import ImageStack, SourceError
 from .pairs import Scanner
 from .patch_bank import stack_shares
-from .slice_bank import whole_slice
+from .slice_bank import AIR_MEAN, whole_slice
 from .unsupervised_settings import UnsupervisedTraining
 
 SCALE = (99.5, 1.0)
@@ -116,15 +117,22 @@ def write_simulated(
     """Scan slices and write the scans to `folder`; the images are dropped.
 
     Each is a slice in a pose, contrast and phase of its own (`whole_slice`), as if of another subject, scanned once.
+    Slices of mere air are passed over. A folder that is there was finished by an earlier call, and is left as it is.
     """
+    if folder.exists():
+        return
     scanner = Scanner(settings.scans(), settings.seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     share = stack_shares(stacks)
     partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    if partial.exists():  # of a run that was cut
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
     for number in tqdm(range(scans), desc=f"simulated scans -> {folder.name}"):
-        stack = stacks[rng.choice(len(stacks), p=share)]
-        image = whole_slice(stack.slices[rng.integers(len(stack.slices))], settings.size, 2, rng)
+        image = np.zeros(())
+        while np.abs(image).mean() < AIR_MEAN:
+            stack = stacks[rng.choice(len(stacks), p=share)]
+            image = whole_slice(stack.slices[rng.integers(len(stack.slices))], settings.size, 2, rng)
         channels = torch.view_as_real(torch.from_numpy(image)).movedim(-1, 0)[None]
         model, kspace, sigma = scanner.measure(channels, generator)
         scan = Scan(kspace[0], model.mask[0] > 0, model.maps[0], float(sigma) * 2**0.5)

@@ -15,6 +15,9 @@ from .patch_bank import stack_shares
 RANDOM_CONTRAST = 0.5
 """Share of slices whose contrast is a random map; the others keep theirs up to a power."""
 
+AIR_MEAN = 0.02
+"""A slice whose mean magnitude is below, of a largest of about 1, is mere air."""
+
 
 def whole_slice(source: np.ndarray, size: int, channels: int, rng: np.random.Generator) -> np.ndarray:
     """A slice (y, x) as a (size, size) image whose field of view it fills, in a random pose, contrast and shading.
@@ -55,7 +58,7 @@ def write_slices(path: Path, stacks: list[ImageStack], slices: int, seed: int, s
         while done < slices:
             stack = stacks[rng.choice(len(stacks), p=share)]
             image = whole_slice(stack.slices[rng.integers(len(stack.slices))], size, channels, rng)
-            if np.abs(image).mean() < 0.02:
+            if np.abs(image).mean() < AIR_MEAN:
                 continue  # mere air
             bank[done] = [image.real, image.imag] if channels == 2 else [image]
             done += 1

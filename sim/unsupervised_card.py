@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from scanprior.models.prior import seen_clean_images
 
 from .scan_bank import read_scan
 from .unsupervised_settings import METHODS, UnsupervisedTraining
@@ -26,10 +27,13 @@ def write_card(
         rates.append(1 / float(scan["mask"].float().mean()))
         levels.append(float(scan["sigma"]))
         coils.append(scan["maps"].shape[1])
+    clean = "none: neither by the loss, nor for any choice or figure of the training"
+    if not clean_free(settings):
+        clean += f"; but it began with {settings.begin_with}, whose training used some or does not say"
     begin = settings.begin_with or ("CG-SENSE images" if settings.method == "em" else "random weights")
     known = "of the noise scans" if settings.recorded else "known"
     rows = {
-        "clean images used": "none: neither by the loss, nor for any choice or figure of the training",
+        "clean images used": clean,
         "trained by": f"{settings.method}: {METHODS[settings.method]}",
         "scans": f"{len(scans)} recorded slices"
         if settings.recorded
@@ -45,9 +49,14 @@ def write_card(
     rows |= {f"last {name} on held-back scans": f"{value:.4f}" for name, value in found.items()}
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     path.write_text(
-        f"# Prior trained without clean images\n\nA denoiser of complex images, for every diffusion method.\n\n"
+        f"# Prior {settings.method}\n\nA denoiser of complex images, for every diffusion method.\n\n"
         f"| | |\n|---|---|\n{table}\n"
     )
+
+
+def clean_free(settings: UnsupervisedTraining) -> bool:
+    """Whether no clean image was used, by the prior that it began with either."""
+    return settings.begin_with is None or seen_clean_images(settings.begin_with) is False
 
 
 def _range(values: list[float] | list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .scan_data import VALIDATION_SCANS, ScanData, training_scans, validation_sc
 from .scan_images import noisy_images
 from .training_module import Average
 from .training_run import PRIOR, PeriodicReport, begin_run, run_training
-from .unsupervised_card import write_card
+from .unsupervised_card import clean_free, write_card
 from .unsupervised_module import Redraw, UnsupervisedModule, as_prior
 from .unsupervised_settings import UnsupervisedTraining
 
@@ -45,16 +46,43 @@ def train_unsupervised(data: list[Path], folder: Path, settings: UnsupervisedTra
     Raises
     ------
     FileNotFoundError, FileExistsError, SourceError
-        See `bank_data.make_banks` and `scan_bank`.
+        See `bank_data.make_banks` and `scan_bank`; and when the folder's run has another method or other scans.
     PriorError
         When the prior to begin with is not there, or of another network.
     """
+    _same_scans(folder, settings)
     start = begin_run(folder, settings)
     average = Average(decay=0.9995)
     report = ScanReport(folder, average, settings)
     scans = ScanData(data, folder, settings, settings.seed + start)
     redraw = [Redraw(folder, average, settings)] if settings.method == "em" else []
     return run_training(folder, settings, UnsupervisedModule(settings, folder), scans, report, callbacks=redraw)
+
+
+OF_THE_SCANS = (
+    "method", "begin_with", "recorded", "size", "bank", "seed", "mask", "amount", "acs", "noise", "coils", "held",
+    "rounds",
+)  # fmt: skip
+"""Settings that what lies in a run's folder depends on."""
+
+
+def _same_scans(folder: Path, settings: UnsupervisedTraining) -> None:
+    """Note what the scans and images of a folder are made by, or refuse to go on with those of other settings."""
+    note = folder / "scans.json"
+    asked = json.loads(json.dumps({name: getattr(settings, name) for name in OF_THE_SCANS}))
+    if not note.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = note.with_suffix(".partial")
+        partial.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+        partial.replace(note)
+        return
+    found = json.loads(note.read_text(encoding="utf-8"))
+    for name, value in asked.items():
+        if found.get(name) != value:
+            raise FileExistsError(
+                f"{folder} holds a run with {name} {found.get(name)!r}, found {value!r}: begin another in a folder of "
+                "its own"
+            )
 
 
 class ScanReport(PeriodicReport[UnsupervisedTraining, Average]):
@@ -82,7 +110,8 @@ class ScanReport(PeriodicReport[UnsupervisedTraining, Average]):
         _write_pictures(self.folder / "samples.png", pictures)
         low, high = self.settings.sigma_range
         files = scan_files(training_scans(self.folder, self.settings))
-        training = {"method": self.settings.method, "clean_images": 0, "scans": len(files)}
+        clean = 0 if clean_free(self.settings) else None
+        training = {"method": self.settings.method, "clean_images": clean, "scans": len(files)}
         save_prior(
             self.folder / PRIOR, denoiser,
             {

@@ -21,7 +21,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
         simulate(folder / f"s{number}.h5", matrix=48, slices=2, coils=4, r=2, acs=16, seed=number)
     simulate(folder / "full.h5", matrix=48, coils=4, mask="full", seed=7)
     simulate(folder / "silent.h5", matrix=48, coils=4, r=2, acs=16, noise_readouts=0, seed=8)
-    (folder / "torn.h5").write_bytes((folder / "s0.h5").read_bytes()[:5000])
+    (folder / "a-torn.h5").write_bytes((folder / "s0.h5").read_bytes()[:5000])
     return folder
 
 
@@ -39,7 +39,7 @@ def test_a_folder_of_scans_makes_a_prior(method: str, scans: Path, tmp_path: Pat
     assert "7 slices of 4 scans of 4 subjects are used, of 6 files looked at" in said
     report = (out / "found/found.txt").read_text()
     assert "silent.h5: left out" in report
-    assert "torn.h5: left out" in report
+    assert "a-torn.h5: left out" in report
     card = (out / "prior.md").read_text()
     assert "recorded slices" in card
     assert "none: neither by the loss" in card
@@ -50,6 +50,19 @@ def test_a_folder_of_scans_makes_a_prior(method: str, scans: Path, tmp_path: Pat
     run("--data", scans, "--method", method, "--out", out, *more)
     assert slices == {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
     assert len(slices) == 7
+
+
+def test_a_run_is_of_its_scans(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(2):
+        simulate(folder / f"s{number}.mrd", matrix=48, coils=4, r=2, acs=16, seed=number)
+    run("--data", folder, "--method", "gsure", "--out", tmp_path / "run")
+    simulate(folder / "s1.mrd", matrix=48, coils=4, r=2, acs=18, seed=5)
+    again = ["train", "--data", folder, "--method", "gsure", "--out", tmp_path / "run", *TINY, *CPU]
+    result = CliRunner().invoke(app, [str(argument) for argument in again])
+    assert result.exit_code == 1
+    assert "holds a run on other scans" in result.output
 
 
 def test_sure_takes_the_full_scans_alone(scans: Path, tmp_path: Path) -> None:

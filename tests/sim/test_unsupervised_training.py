@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from scanprior.models.channels import to_complex
 from scanprior.models.divergence import rademacher
 from scanprior.models.measured_scans import MeasuredScans, first_image
-from scanprior.models.prior import load_prior
+from scanprior.models.prior import load_prior, seen_clean_images
 from scanprior.models.scan import Scan
-from scanprior.models.weights_file import read_weights
+from scanprior.models.weights_file import read_weights, write_weights
 from scanprior.sim.image_sources import load_images
-from scanprior.sim.image_stack import SourceError
+from scanprior.sim.image_stack import ImageStack, SourceError
 from scanprior.sim.phantoms import brain
 from scanprior.sim.scan_bank import (
     KEYS,
@@ -76,6 +76,58 @@ def test_every_method_trains_resumes_and_leaves_a_prior_and_a_card(data: Path, t
     assert (tmp_path / "samples.png").stat().st_size > 1000
 
 
+def test_a_card_does_not_claim_for_the_prior_that_it_began_with(data: Path, tmp_path: Path) -> None:
+    started = train_unsupervised([data], tmp_path / "start", settings("gsure", steps=2))
+    tensors, facts = load_file(started), read_weights(started, ["scanprior-prior-2"])[1]
+    told = {key: value for key, value in facts.items() if key != "training"}
+    write_weights(tmp_path / "silent.safetensors", "scanprior-prior-2", tensors, told)
+    write_weights(
+        tmp_path / "clean.safetensors", "scanprior-prior-2", tensors, told | {"training": {"clean_images": 600}}
+    )
+    for name, expected in (("start/prior", 0), ("silent", None), ("clean", None)):
+        out = tmp_path / f"from-{name.split('/')[0]}"
+        begun = settings("gsure", steps=2, begin_with=str(tmp_path / f"{name}.safetensors"))
+        path = train_unsupervised([data], out, begun)
+        assert read_weights(path, ["scanprior-prior-2"])[1]["training"]["clean_images"] == expected
+        assert ("does not say" in (out / "prior.md").read_text()) == (expected is None)
+    assert seen_clean_images("small") is not False
+
+
+def test_scans_that_were_cut_while_written_are_written_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def cut(path: Path, scan: Scan) -> None:
+        calls.append(path)
+        if len(calls) == 15:  # the validation's 12 are written, and two more
+            raise RuntimeError("the machine is gone")
+        write_scan(path, scan)
+
+    chosen = settings("gsure", steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("scanprior.sim.scan_bank.write_scan", cut)
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            train_unsupervised([data], tmp_path, chosen)
+    train_unsupervised([data], tmp_path, chosen)
+    assert len(scan_files(training_scans(tmp_path, chosen))) == 6
+
+
+@pytest.mark.parametrize("changed", [{"amount": 3.0}, {"noise": (0.2, 0.2)}, {"method": "split"}])
+def test_a_folder_is_for_one_run(data: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+    chosen = settings("gsure", steps=2)
+    train_unsupervised([data], tmp_path, chosen)
+    with pytest.raises(FileExistsError, match=f"holds a run with {next(iter(changed))}"):
+        train_unsupervised([data], tmp_path, replace(chosen, **changed))
+
+
+def test_slices_of_mere_air_are_passed_over(tmp_path: Path) -> None:
+    heads = np.abs(brain((48, 48), 2, seed=1).image)
+    stack = ImageStack("heads", [*heads, *(0 * heads)], ["a"] * 4)
+    write_simulated(tmp_path / "scans", [stack], 6, 0, settings("gsure"))
+    assert len(scan_files(tmp_path / "scans")) == 6
+
+
 def test_a_run_keeps_scans_and_no_clean_image(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies in its folder is what was measured, and with the images gone it still trains, on that alone."""
     heads = tmp_path / "heads.npz"
@@ -85,7 +137,7 @@ def test_a_run_keeps_scans_and_no_clean_image(data: Path, tmp_path: Path, monkey
     train_unsupervised([heads], run, chosen)
     kinds = {path.suffix or "folder" for path in run.iterdir()}
     assert not list(run.glob("*.npy"))
-    assert {".ckpt", ".csv", ".md", ".png", ".safetensors", ".txt", "folder"} == kinds
+    assert {".ckpt", ".csv", ".json", ".md", ".png", ".safetensors", ".txt", "folder"} == kinds
     for path in scan_files(training_scans(run, chosen)):
         assert set(load_file(path)) == set(KEYS)
     batch = next(iter(ScanStream(training_scans(run, chosen), 0.3, 0)))
