@@ -18,7 +18,7 @@ from scanprior.models.scan import Scan
 from tqdm import tqdm
 
 from .image_stack import ImageStack, SourceError
-from .pairs import Scanner
+from .pairs import MASKS, Scanner
 from .patch_bank import stack_shares
 from .slice_bank import AIR_MEAN, whole_slice
 from .unsupervised_settings import UnsupervisedTraining
@@ -121,7 +121,8 @@ def write_simulated(
     """
     if folder.exists():
         return
-    scanner = Scanner(settings.scans(), settings.seed)
+    # a mask for each scan: lines that no mask has say nothing of what the images have there
+    scanner = Scanner(settings.scans(), settings.seed, masks=max(scans, MASKS))
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     share = stack_shares(stacks)
     partial = folder.with_name(folder.name + ".partial")
@@ -149,7 +150,7 @@ def turned(scan: Batch, rng: np.random.Generator) -> Batch:
     for axis in (-2, -1):
         if rng.random() < 0.5:
             for name in {"kspace", "mask", "maps", "first"} & set(scan):
-                scan[name] = _reversed(scan[name], axis)
+                scan[name] = reversed_axis(scan[name], axis)
     angle = rng.uniform(0, 2 * np.pi)
     factor = complex(np.cos(angle), np.sin(angle))
     scan["kspace"] = scan["kspace"] * factor
@@ -158,7 +159,7 @@ def turned(scan: Batch, rng: np.random.Generator) -> Batch:
     return scan
 
 
-def _reversed(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+def reversed_axis(tensor: torch.Tensor, axis: int) -> torch.Tensor:
     """Position p from the centre N // 2 to -p."""
     length = tensor.shape[axis]
     return tensor if length == 1 else tensor.flip(axis).roll(1 - length % 2, axis)

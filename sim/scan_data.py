@@ -11,7 +11,7 @@ from scanprior.models.measured_scans import density_weights
 from scanprior.models.prior import load_prior
 
 from .bank_data import VALIDATION_SEED, BankData, make_banks
-from .scan_bank import ScanStream, read_scan, scan_files, together, write_simulated
+from .scan_bank import ScanStream, read_scan, reversed_axis, scan_files, together, write_simulated
 from .scan_images import ImageStream, first_images, noise_levels, noisy_images, posterior_images, write_images
 from .training_settings import SIGMA_DATA
 from .unsupervised_settings import UnsupervisedTraining
@@ -35,10 +35,13 @@ def images_file(folder: Path) -> Path:
 
 
 def mask_weights(folder: Path, settings: UnsupervisedTraining) -> torch.Tensor:
-    """`density_weights` of the training scans' masks."""
+    """`density_weights` of the training scans' masks, flipped as `turned` flips them."""
     masks = [read_scan(path)["mask"] for path in scan_files(training_scans(folder, settings))]
     wide = max(mask.shape[-1] for mask in masks)
-    return density_weights(torch.cat([mask.expand(-1, -1, wide) for mask in masks]))
+    every = torch.cat([mask.expand(-1, -1, wide) for mask in masks])
+    for axis in (-2, -1):
+        every = torch.cat([every, reversed_axis(every, axis)])
+    return density_weights(every)
 
 
 class ScanData(BankData[UnsupervisedTraining]):

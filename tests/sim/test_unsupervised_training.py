@@ -293,3 +293,20 @@ def test_a_scan_that_cannot_be_used_is_refused(tmp_path: Path, changes: dict[str
         write_scan(tmp_path / "scan.safetensors", replace(scan, **changes))
     with pytest.raises(SourceError, match="expected scans"):
         scan_files(tmp_path)
+
+
+def test_weights_are_those_of_the_masks_as_the_stream_turns_them(data: Path, tmp_path: Path) -> None:
+    """The mean of weight times mask over what the stream yields is that over all masks and their mirror images."""
+    chosen = settings("gsure", bank=12, amount=2.0)
+    train_unsupervised([data], tmp_path, replace(chosen, steps=2))
+    folder = training_scans(tmp_path, chosen)
+    weights = mask_weights(tmp_path, chosen)
+    stream = iter(ScanStream(folder, 0.3, 0))
+    shares = torch.stack([next(stream)["mask"][0].float() for _ in range(600)]).mean(0)
+    # where the share is not below the bound of the weights, weight times share is 1 up to chance
+    seen = weights < 15
+    assert seen.any()
+    assert (weights * shares)[seen].mean() == pytest.approx(1.0, abs=0.05)
+    assert (weights * shares)[seen].min() > 0.6
+    masks = {tuple(read_scan(path)["mask"].flatten().tolist()) for path in scan_files(folder)}
+    assert len(masks) > 6, "a mask of its own for most scans"
