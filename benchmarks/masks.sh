@@ -35,7 +35,7 @@ lines() {
 points() {
   local coils
   for coils in 8 1; do
-    learn "points_c${coils}_r12" --kind points --coils "$coils" --r 12 --acs 16 --together 64 --size 128 --test-images 52
+    learn "points_c${coils}_r12" --kind points --coils "$coils" --r 12 --acs 16 --together 16 --size 128 --test-images 52
   done
 }
 
