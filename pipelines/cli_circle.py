@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .client import Received
 
 Images = Annotated[Path | None, typer.Option(help="npz with images (slice, y, x) to scan instead of the phantom.")]
+FirstSlice = Annotated[int, typer.Option(min=0, help="First slice taken from --images.")]
 Contrast = Annotated[str, typer.Option(help="Of the phantom: t1, t2, pd, flair.")]
 Coils = Annotated[int, typer.Option(min=1, help="Of the simulated scans.")]
 Snr = Annotated[float, typer.Option(help="Of the optimally combined full image, dB.")]
@@ -26,7 +27,7 @@ def play(
     sequence: Annotated[Path, typer.Argument(help="Pulseq file that export-mask wrote.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Argument(help="MRD file to write; its truth goes beside it.")],
     images: Images = None,
-    first_slice: Annotated[int, typer.Option(min=0, help="First slice taken from --images.")] = 0,
+    first_slice: FirstSlice = 0,
     contrast: Contrast = "t2",
     coils: Coils = 8,
     snr_db: Snr = 25.0,
@@ -107,6 +108,7 @@ def circle(
     echo_train: Annotated[int, typer.Option(min=1, help="Of tse.")] = 1,
     slices: Annotated[int, typer.Option(min=1, help="Of a mask of lines.")] = 1,
     images: Images = None,
+    first_slice: FirstSlice = 0,
     contrast: Contrast = "t2",
     coils: Coils = 8,
     snr_db: Snr = 25.0,
@@ -159,7 +161,7 @@ def circle(
     family = METHODS[chosen.method].prior
     if mask is not None and prior is not None and family is None:
         raise typer.BadParameter(f"--prior: the recipe {chosen.name} takes none, and --mask is learned already")
-    _check_before(mask, sequence, order, echo_train, slices, images)
+    _check_before(mask, sequence, order, echo_train, slices, images, first_slice)
     run = _player()
     out.mkdir(parents=True, exist_ok=True)
     wanted = prior
@@ -190,10 +192,20 @@ def circle(
         weights = None if chosen.prior is None else weights_hash(load_any_prior(chosen.prior).weights())
         volume = table.mask.kind == "points"
         sizes = table.mask.matrix
-        made = run(played_by, scan, images=images, contrast=contrast, coils=coils, snr_db=snr_db, seed=seed)
+        made = run(
+            played_by,
+            scan,
+            images=images,
+            first_slice=first_slice,
+            contrast=contrast,
+            coils=coils,
+            snr_db=snr_db,
+            seed=seed,
+        )
         for path, noise_seed in ((direct, seed + 1), (again, seed + 2)):
             simulate(
-                path, mask=table.mask, images=images, matrix=sizes[1], columns=sizes[0], contrast=contrast,
+                path, mask=table.mask, images=images, first_slice=first_slice, matrix=sizes[1], columns=sizes[0],
+                contrast=contrast,
                 slices=sizes[2] if volume else slices, three_d=volume, coils=coils, snr_db=snr_db, seed=seed,
                 noise_seed=noise_seed,
             )  # fmt: skip
@@ -253,7 +265,13 @@ def _write(folder: Path | None, received: Received) -> None:
 
 
 def _check_before(
-    mask: Path | None, sequence: str, order: str | None, echo_train: int, slices: int, images: Path | None
+    mask: Path | None,
+    sequence: str,
+    order: str | None,
+    echo_train: int,
+    slices: int,
+    images: Path | None,
+    first_slice: int,
 ) -> None:
     """Find mistakes that need no mask to be learned first."""
     from scanprior.sim.acquisition_order import OrderSettings
@@ -269,7 +287,7 @@ def _check_before(
             loaded = load_mask(mask)
             depth = loaded.matrix[2] if loaded.kind == "points" else slices
         if images is not None:
-            load_images(images, depth)
+            load_images(images, depth, first_slice)
     except (ValueError, OSError) as error:
         typer.echo(f"circle: {error}", err=True)
         raise typer.Exit(1) from None
