@@ -114,3 +114,13 @@ def random_image(source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     shading = smooth_shading(image.shape, rng)
     gain = np.exp(rng.normal(-0.05, 0.2))
     return (gain * shading * image * np.exp(1j * random_phase(image.shape, rng))).astype(np.complex64)
+
+
+def turned_patch(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A complex patch (y, x) with another phase, conjugated, transposed and flipped by chance: as likely an image."""
+    patch = patch * np.exp(1j * rng.uniform(0, 2 * np.pi))
+    if rng.random() < 0.5:
+        patch = patch.conj()
+    if rng.random() < 0.5:
+        patch = patch.T
+    return patch[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]

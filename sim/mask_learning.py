@@ -333,7 +333,7 @@ def _greedy(
 
 
 def _exchanges(mask: np.ndarray, acs: np.ndarray, slope: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(flat place to leave, flat place to take) by their slopes, the most promising pairs first."""
+    """(flat place to leave, flat place to take), in the order of the sum of their ranks by slope."""
     slopes = slope.ravel()
     inside, outside = np.flatnonzero((mask & ~acs).ravel()), np.flatnonzero(~mask.ravel())
     leave = inside[np.argsort(-slopes[inside], kind="stable")]

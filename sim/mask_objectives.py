@@ -12,7 +12,7 @@ Three estimates, all of Ravula et al. (2023, eq. 14) or after it:
   the solution is differentiated by a second CG (implicit function theorem): the network is only evaluated.
 - `reconstruction`: the same around what plug-and-play ADMM has come to with the mask's own data after a few iterations,
   in place of D of the truth with noise: lines are worth what the reconstruction lacks. The iterations are held fixed.
-  (Without ADMM's dual variable images are worse by 1.5 dB, and patterns are found that are good for those alone.)
+  (Without ADMM's dual variable images are worse, and patterns are found that are good for those alone.)
 """
 
 from __future__ import annotations

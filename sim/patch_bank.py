@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .augmentation import random_image
+from .augmentation import random_image, turned_patch
 from .image_stack import ImageStack
 
 BANK_PATCH = 160  # pixels, or more where asked for; training crops its own, smaller or equal patches out of these
@@ -83,11 +83,6 @@ class PatchBank(torch.utils.data.IterableDataset):
             real, imaginary = np.asarray(
                 bank[rng.integers(len(bank)), :, y : y + self.size, x : x + self.size], np.float32
             )
-            patch = (real + 1j * imaginary) * np.exp(1j * rng.uniform(0, 2 * np.pi))
-            if rng.random() < 0.5:
-                patch = patch.conj()
-            if rng.random() < 0.5:
-                patch = patch.T
-            patch = patch[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+            patch = turned_patch(real + 1j * imaginary, rng)
             parts = [patch.real, patch.imag] if self.channels == 2 else [np.abs(patch)]
             yield torch.from_numpy(np.stack(parts).astype(np.float32))

@@ -13,6 +13,7 @@ from scanprior.models.measured_scans import MeasuredScans
 from scanprior.models.posterior_images import draw_images, sense_images
 from tqdm import tqdm
 
+from .augmentation import turned_patch
 from .image_stack import SourceError
 from .scan_bank import batches, read_scan, scan_files
 
@@ -108,12 +109,7 @@ class ImageStream(torch.utils.data.IterableDataset):
             number = rng.integers(len(images))
             y, x = (rng.integers(0, edge - self.size + 1) for edge in images.shape[-2:])
             real, imaginary = np.array(images[number, :, y : y + self.size, x : x + self.size])
-            patch = (real + 1j * imaginary) * np.exp(1j * rng.uniform(0, 2 * np.pi))
-            if rng.random() < 0.5:
-                patch = patch.conj()
-            if rng.random() < 0.5:
-                patch = patch.T
-            patch = patch[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+            patch = turned_patch(real + 1j * imaginary, rng)
             yield {
                 "image": torch.from_numpy(np.stack([patch.real, patch.imag]).astype(np.float32)),
                 "sigma": torch.tensor(self.levels[number]),
