@@ -14,6 +14,8 @@ RIDGE = 0.05
 """Of the regularised inverse that makes the image to begin with. Small enough to keep what several coils resolve,
 large enough that `ITERATIONS` of CG converge: only then is the image linear in the data, as SURE wants it."""
 ITERATIONS = 20
+LEAST_DENSITY = 1 / 16
+"""Of k-space points, where one divides by their share of all scans."""
 MOST_DATA = 10.0
 """Of `consistent_images`: the data weigh at most so many times as much as the denoised image."""
 
@@ -41,6 +43,10 @@ class MeasuredScans:
 
     def __len__(self) -> int:
         return len(self.kspace)
+
+    def __getitem__(self, which: slice) -> MeasuredScans:
+        """Some of them."""
+        return MeasuredScans(self.kspace[which], self.mask[which], self.maps[which], self.sigma[which])
 
     def to(self, device: torch.device | str) -> MeasuredScans:
         """The same on another device."""
@@ -71,21 +77,21 @@ def regularised_inverse(model: SenseModel, adjoint: torch.Tensor) -> torch.Tenso
 
 
 def first_image(
-    scans: MeasuredScans, probe: torch.Tensor, sigma_data: float, mask: torch.Tensor | None = None
+    scans: MeasuredScans, probe: torch.Tensor, spread: float, mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The image that a denoiser is given of each scan, and the level that it is told.
 
     The image is `u = (A^H A + c)^-1 A^H y`, c = `RIDGE`. Its error is noise and what was not measured. The level,
-    `sqrt(s^2 + sd^2 (1 - tr(K) / n))` with `K = (A^H A + c)^-1 A^H A`, counts the latter as a white image of the
-    prior's deviation would leave it: 0 for a full scan, sd where nothing is known. A denoiser that is told the noise
+    `sqrt(s^2 + spread^2 (1 - tr(K) / n))` with `K = (A^H A + c)^-1 A^H A`, counts the latter as a white image of that
+    deviation would leave it: 0 for a full scan, `spread` where nothing is known. A denoiser that is told the noise
     alone could hardly change the image (its network's output is scaled by the level).
 
     Parameters
     ----------
     probe
         (batch, 2, y, x); see `divergence.rademacher`.
-    sigma_data
-        sd of the prior, of each real channel.
+    spread
+        Deviation of the images, of each real channel, where k-space is mostly not measured; see `missing_variance`.
     mask
         (batch, y, x or 1): use of the data these lines alone.
 
@@ -100,7 +106,47 @@ def first_image(
     image, filtered = regularised_inverse(model, both)
     kept = inner(vector, filtered, 1).flatten() / scans.real_entries
     missing = (1 - kept * (1 + RIDGE)).clamp(0, 1)  # of a full scan K is 1 / (1 + c)
-    return to_channels(image), (scans.sigma**2 + sigma_data**2 * missing).sqrt()
+    return to_channels(image), (scans.sigma**2 + spread**2 * missing).sqrt()
+
+
+def missing_variance(scans: MeasuredScans, density: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Square of the `spread` of `first_image` for scans such as these, estimated from their own held-out lines.
+
+    Images have little at high frequencies, where most is not measured: the deviation of whole images would tell a
+    denoiser of an error several times too large. A part of the lines is held out; the error that the image of the
+    others has on them, without the noise's share, stands for the lines that no scan measured, each by how often it is
+    missing.
+
+    Parameters
+    ----------
+    density
+        (y, x or 1): the share of all scans that have measured each point.
+
+    Returns
+    -------
+    (batch,) estimates, of each real channel. Single ones scatter, and can be negative; 0 where nothing is missing.
+    """
+    missing = float((1 - density).mean())
+    if missing <= 0:
+        return torch.zeros_like(scans.sigma)
+    held = 0.25
+    given = random_part(scans.mask, held, generator)
+    model = scans.model(given)
+    image = (1 + RIDGE) * regularised_inverse(model, model.H(scans.kspace))
+    # points that are measured seldom stand for many that are missing
+    weight = ((1 - density) / density.clamp_min(LEAST_DENSITY) / held).clamp_min(0)
+    square, expected = misfit(scans, image, (scans.mask & ~given) * weight.sqrt())
+    return (square - scans.sigma**2 * expected) / missing
+
+
+def misfit(scans: MeasuredScans, image: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`|root (A f - y)|^2 / n` of each scan, and the trace of the weights root^2 over n: what unit noise adds to it."""
+    model = scans.model(root)
+    residual = model(image) - scans.kspace * model.mask.unsqueeze(-3)
+    square = torch.view_as_real(residual).square().flatten(1).sum(1)
+    size = scans.kspace.shape[-2:]
+    trace = 2 * scans.coils() * model.mask.square().expand(len(scans), *size).flatten(1).sum(1)
+    return square / scans.real_entries, trace / scans.real_entries
 
 
 def consistent_images(scans: MeasuredScans, image: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
@@ -143,7 +189,7 @@ def random_part(mask: torch.Tensor, share: float, generator: torch.Generator | N
     return mask & (drawn >= share)
 
 
-def density_weights(masks: torch.Tensor, least: float = 1 / 16) -> torch.Tensor:
+def density_weights(density: torch.Tensor) -> torch.Tensor:
     """What makes points of k-space count as often as if all scans had measured all: 1 / (share of scans that have it).
 
     With these weights the error on the measured points is, over the random masks, the error of the whole image (ENSURE:
@@ -151,13 +197,12 @@ def density_weights(masks: torch.Tensor, least: float = 1 / 16) -> torch.Tensor:
 
     Parameters
     ----------
-    masks
-        (scan, y, x or 1) bool, of all scans.
-    least
-        Shares are taken for no smaller than this, so that rare points do not drown the others in noise.
+    density
+        (y, x or 1): the share of all scans that have measured each point. Taken for no smaller than `LEAST_DENSITY`,
+        so that rare points do not drown the others in noise.
 
     Returns
     -------
     (y, x or 1), from 1 on.
     """
-    return 1 / masks.float().mean(0).clamp_min(least)
+    return 1 / density.clamp_min(LEAST_DENSITY)

@@ -51,7 +51,7 @@ def collect_for(data: Iterable[Path], out: Path, settings: UnsupervisedTraining)
         As `collect_scans`; and when the patches are larger than the matrix of the scans.
     """
     found = collect_scans(data, out / FOUND, full=settings.method == "sure")
-    if settings.patch > min(found.matrix):
+    if settings.method == "sure" and settings.patch > min(found.matrix):
         raise SourceError(
             f"training data: scans of {found.matrix[0]} x {found.matrix[1]}: expected --patch of at most "
             f"{min(found.matrix)}, found {settings.patch}"

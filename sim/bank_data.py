@@ -117,11 +117,16 @@ class BankData(pl.LightningDataModule, ABC, Generic[SettingsT]):
     def stream(self, rank: int) -> torch.utils.data.IterableDataset[Any]:
         """Images (channel, y, x) without end, for the process of this rank."""
 
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+        return self.settings.batch
+
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         """Batches (batch, channel, y, x) without end."""
         assert self.trainer is not None
         settings = self.settings
         return torch.utils.data.DataLoader(
-            self.stream(self.trainer.global_rank), batch_size=settings.batch, num_workers=settings.workers,
+            self.stream(self.trainer.global_rank), batch_size=self.batch_size, num_workers=settings.workers,
             pin_memory=settings.workers > 0,
         )  # fmt: skip

@@ -9,26 +9,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from scanprior.models.channels import to_channels, to_complex
-from scanprior.models.divergence import rademacher
 from scanprior.models.forward import SenseModel
 from scanprior.models.intensity import intensity_scale
-from scanprior.models.measured_scans import MeasuredScans, first_image
+from scanprior.models.measured_scans import MeasuredScans
+from scanprior.models.recipe import Maps
 from scanprior.models.scan import Scan
 from tqdm import tqdm
 
+from .evaluation import Condition, simulate_scan
 from .image_stack import ImageStack, SourceError
-from .pairs import MASKS, Scanner
 from .patch_bank import stack_shares
 from .slice_bank import AIR_MEAN, whole_slice
 from .unsupervised_settings import UnsupervisedTraining
 
 SCALE = (99.5, 1.0)
 """Of the prior: the percentile of a scan's own CG-SENSE image that is 1, as a reconstruction scales it."""
+ESPIRIT = Maps.model_validate({})
+"""Of the maps: the settings of a recipe that says nothing."""
 KEYS = ("samples", "mask", "maps", "sigma", "scale")
 Batch = dict[str, torch.Tensor]
-"""The attributes of `MeasuredScans` by name; of a `ScanStream` also `first` (batch, 2, y, x) and `level` (batch,): the
-image that the network is given of all the data, and the level that it is told (`first_image`)."""
+"""The attributes of `MeasuredScans` by name; of a `scan_stream.ScanStream` also `weights` (batch, y, x) of the points
+of k-space, and images (batch, 2, y, x): `image`, or `first` with its `level` (batch,), see `first_image`."""
 
 
 def write_scan(path: Path, scan: Scan) -> None:
@@ -88,7 +89,9 @@ def together(scans: Sequence[Batch]) -> Batch:
         return torch.nn.functional.pad(coil_images, (0, 0, 0, 0, 0, coils - coil_images.shape[1]))
 
     whole = {
-        name: torch.cat([scan[name] for scan in scans]) for name in ("sigma", "first", "level") if name in scans[0]
+        name: torch.cat([scan[name] for scan in scans])
+        for name in ("sigma", "weights", "image", "first", "level")
+        if name in scans[0]
     }
     return whole | {
         "kspace": torch.cat([padded(scan["kspace"]) for scan in scans]),
@@ -116,15 +119,13 @@ def write_simulated(
 ) -> None:
     """Scan slices and write the scans to `folder`; the images are dropped.
 
-    Each is a slice in a pose, contrast and phase of its own (`whole_slice`), as if of another subject, scanned once.
-    Slices of mere air are passed over. A folder that is there was finished by an earlier call, and is left as it is.
+    Each is a slice in a pose, contrast and phase of its own (`whole_slice`), as if of another subject, scanned once,
+    with a coil array, a mask and noise of its own; its maps are ESPIRiT's of its noisy ACS. Slices of mere air are
+    passed over. A folder that is there was finished by an earlier call, and is left as it is.
     """
     if folder.exists():
         return
-    # a mask for each scan: lines that no mask has say nothing of what the images have there
-    scanner = Scanner(settings.scans(), settings.seed, masks=max(scans, MASKS))
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    share = stack_shares(stacks)
+    rng, share = np.random.default_rng(seed), stack_shares(stacks)
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():  # of a run that was cut
         shutil.rmtree(partial)
@@ -134,65 +135,18 @@ def write_simulated(
         while np.abs(image).mean() < AIR_MEAN:
             stack = stacks[rng.choice(len(stacks), p=share)]
             image = whole_slice(stack.slices[rng.integers(len(stack.slices))], settings.size, 2, rng)
-        channels = torch.view_as_real(torch.from_numpy(image)).movedim(-1, 0)[None]
-        model, kspace, sigma = scanner.measure(channels, generator)
-        scan = Scan(kspace[0], model.mask[0] > 0, model.maps[0], float(sigma) * 2**0.5)
-        write_scan(partial / f"{number:06d}.safetensors", scan)
+        scan = simulate_scan(image, _condition(settings, rng), seed)
+        maps = scan.maps(ESPIRIT)
+        write_scan(partial / f"{number:06d}.safetensors", Scan(scan.kspace, scan.mask, maps, scan.sigma))
     partial.rename(folder)
 
 
-def turned(scan: Batch, rng: np.random.Generator) -> Batch:
-    """The scan of the same object flipped and with another phase, which is a scan as likely as this one.
-
-    An axis that is reversed about its centre is reversed in image, maps and k-space alike, and white noise stays white.
-    """
-    scan = dict(scan)
-    for axis in (-2, -1):
-        if rng.random() < 0.5:
-            for name in {"kspace", "mask", "maps", "first"} & set(scan):
-                scan[name] = reversed_axis(scan[name], axis)
-    angle = rng.uniform(0, 2 * np.pi)
-    factor = complex(np.cos(angle), np.sin(angle))
-    scan["kspace"] = scan["kspace"] * factor
-    if "first" in scan:
-        scan["first"] = to_channels(to_complex(scan["first"]) * factor)
-    return scan
-
-
-def reversed_axis(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-    """Position p from the centre N // 2 to -p."""
-    length = tensor.shape[axis]
-    return tensor if length == 1 else tensor.flip(axis).roll(1 - length % 2, axis)
-
-
-class ScanStream(torch.utils.data.IterableDataset):
-    """Endless stream of scans of a folder, `turned` at random: each a batch of one, to be put `together`.
-
-    Their first images do not depend on the network, so each is made once and kept: 8 bytes a pixel of all scans.
-
-    Parameters
-    ----------
-    sigma_data
-        Of the prior; see `first_image`.
-    """
-
-    def __init__(self, folder: Path, sigma_data: float, seed: int, rank: int = 0) -> None:
-        self.folder, self.sigma_data, self.seed, self.rank = folder, sigma_data, seed, rank
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng([self.seed, self.rank, worker.id if worker else 0])
-        files = scan_files(self.folder)
-        made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        while True:
-            number = int(rng.integers(len(files)))
-            scan = read_scan(files[number])
-            if number not in made:
-                like = torch.empty(1, 2, *scan["maps"].shape[-2:])
-                probe = rademacher(like, torch.Generator().manual_seed(number))
-                made[number] = first_image(MeasuredScans(**scan), probe, self.sigma_data)
-            first, level = made[number]
-            yield turned(scan | {"first": first, "level": level}, rng)
+def _condition(settings: UnsupervisedTraining, rng: np.random.Generator) -> Condition:
+    """One scan as the settings say, its noise and coils within their ranges."""
+    low, high = settings.noise
+    noise = low * (high / low) ** rng.random()
+    coils = int(rng.integers(settings.coils[0], settings.coils[1] + 1))
+    return Condition(settings.mask, settings.amount, None, coils, settings.acs, noise=noise)
 
 
 def batches(folder: Path, size: int) -> Iterator[MeasuredScans]:

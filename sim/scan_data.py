@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scanprior.models.measured_scans import density_weights
 from scanprior.models.prior import load_prior
 
 from .bank_data import VALIDATION_SEED, BankData, make_banks
-from .scan_bank import ScanStream, read_scan, reversed_axis, scan_files, together, write_simulated
+from .scan_bank import read_scan, scan_files, together, write_simulated
 from .scan_images import ImageStream, first_images, noise_levels, noisy_images, posterior_images, write_images
-from .training_settings import SIGMA_DATA
+from .scan_stream import ScanStream, beside_first, beside_images, scan_density
 from .unsupervised_settings import UnsupervisedTraining
 
 VALIDATION_SCANS = 12
@@ -32,16 +31,6 @@ def validation_scans(folder: Path) -> Path:
 def images_file(folder: Path) -> Path:
     """Where the images of the training scans lie, of the methods that make some."""
     return folder / "images.npy"
-
-
-def mask_weights(folder: Path, settings: UnsupervisedTraining) -> torch.Tensor:
-    """`density_weights` of the training scans' masks, flipped as `turned` flips them."""
-    masks = [read_scan(path)["mask"] for path in scan_files(training_scans(folder, settings))]
-    wide = max(mask.shape[-1] for mask in masks)
-    every = torch.cat([mask.expand(-1, -1, wide) for mask in masks])
-    for axis in (-2, -1):
-        every = torch.cat([every, reversed_axis(every, axis)])
-    return density_weights(every)
 
 
 class ScanData(BankData[UnsupervisedTraining]):
@@ -71,12 +60,23 @@ class ScanData(BankData[UnsupervisedTraining]):
             write_images(scans, path, first_images, "CG-SENSE images to begin with")
 
     def stream(self, rank: int) -> torch.utils.data.IterableDataset[Any]:
-        """Scans for gsure and split, patches of images for sure and em."""
-        settings = self.settings
+        """Patches of noisy images for sure, whole scans for the others, whose losses need k-space."""
+        settings, images = self.settings, images_file(self.folder)
         scans = training_scans(self.folder, settings)
-        if settings.method in ("gsure", "split"):
-            return ScanStream(scans, SIGMA_DATA[settings.channels], self.seed, rank)
-        return ImageStream(images_file(self.folder), noise_levels(scans), settings.patch, self.seed, rank)
+        if settings.method == "sure":
+            return ImageStream(images, noise_levels(scans), settings.patch, self.seed, rank)
+        density = scan_density(scans)
+        beside = beside_images(images) if settings.method == "em" else beside_first(scans, density)
+        return ScanStream(scans, density, beside, self.seed, rank)
+
+    @property
+    def batch_size(self) -> int:
+        """Patches, or whole scans of about as many pixels."""
+        settings = self.settings
+        if settings.method == "sure":
+            return settings.batch
+        rows, columns = read_scan(scan_files(training_scans(self.folder, settings))[0])["maps"].shape[-2:]
+        return max(1, round(settings.batch * settings.patch**2 / (rows * columns)))
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         """Batches without end."""

@@ -41,9 +41,7 @@ def write_card(
         "undersampling R (effective)": _range(rates),
         "noise of each real channel, in the prior's scale": f"{_range(levels)}, {known}",
         "coils": _range(coils),
-        "coil maps": "ESPIRiT of each scan's ACS"
-        if settings.recorded
-        else "the simulation's own, zero in air: not estimated",
+        "coil maps": "ESPIRiT of each scan's ACS",
         "begun with": begin,
         "network": str(settings.network_description),
         "noise levels": " to ".join(f"{level:g}" for level in settings.sigma_range),

@@ -10,28 +10,33 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from scanprior.models.diffusion_prior import DiffusionPrior
 from scanprior.models.divergence import rademacher
-from scanprior.models.gsure import gsure, held_out
+from scanprior.models.gsure import gsure, held_out, projected_matching
 from scanprior.models.measured_scans import MeasuredScans, consistent_images, random_part
 from scanprior.models.preconditioning import Denoiser, EDMDenoiser
 from scanprior.models.sure import sure_score
 
-from .scan_data import images_file, mask_weights, training_scans
+from .scan_data import images_file, training_scans
 from .scan_images import CPU_ELEMENTS, CUDA_ELEMENTS, posterior_images, write_images
+from .scan_stream import folder_spread, scan_density
 from .training_module import Average, DenoiserTraining
 from .unsupervised_settings import UnsupervisedTraining
 
+SCAN = ("kspace", "mask", "maps", "sigma")
+"""What of a batch makes `MeasuredScans`."""
 RISK_SHARE = 4
 """One image in so many of a batch goes into the risk (SURE, GSURE, held-out lines), which costs three times as much."""
+RISK_WEIGHT = 0.1
+"""Of the risk of undersampled scans: with 1 its gradient, of few scans and one probe, drowns that of the matching."""
 
 
 class UnsupervisedModule(DenoiserTraining):
-    """A denoiser and the loss of its method; what it is given are noisy images, scans, or posterior images."""
+    """A denoiser and the loss of its method; what it is given are noisy images, or scans with images of them."""
 
     def __init__(self, settings: UnsupervisedTraining, folder: Path) -> None:
         super().__init__(settings)
         self.settings: UnsupervisedTraining = settings
         self.folder = folder
-        self._weights: torch.Tensor | None = None
+        self._spread: float | None = None
 
     @property
     def edm(self) -> EDMDenoiser:
@@ -43,51 +48,56 @@ class UnsupervisedModule(DenoiserTraining):
         self, batch: dict[str, torch.Tensor], index: int
     ) -> torch.Tensor:
         """Loss of a batch of `scan_data`."""
-        if self.settings.method in ("gsure", "split"):
-            matching, risk = self._of_scans(batch)
-            self.log("risk", risk, prog_bar=True)
-            loss = matching + risk
-        elif self.settings.method == "sure":
-            noisy, known = batch["image"], batch["sigma"]
-            sigma = self.settings.draw_sigma(len(noisy)).to(noisy.device)
-            probe = rademacher(noisy[: -(-len(noisy) // RISK_SHARE)])
-            each, risks = sure_score(self.edm, noisy, known, sigma, torch.randn_like(noisy), probe)
-            self.log("risk", risks.mean(), prog_bar=True)
-            loss = each.mean() + risks.mean()
+        if self.settings.method == "sure":
+            loss = self._of_noisy(batch["image"], batch["sigma"])
         else:
-            loss = self._matching(batch["image"])
+            scans = MeasuredScans(*(batch[name] for name in SCAN))
+            if self.settings.method == "em":
+                images, risk = batch["image"], 0.0
+            else:
+                images, risk = self._denoised(scans, batch), self._risk(scans, batch)
+                self.log("risk", risk, prog_bar=True)
+            sigma = self.settings.draw_sigma(len(images)).to(images.device)
+            noise = torch.randn_like(images)
+            matching = projected_matching(self.edm, scans, batch["weights"], images, sigma, noise)
+            loss = matching.mean() + RISK_WEIGHT * risk
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def _matching(self, images: torch.Tensor) -> torch.Tensor:
-        sigma = self.settings.draw_sigma(len(images)).to(images.device)
-        return self.edm.loss(images, sigma, torch.randn_like(images)).mean()
+    def _of_noisy(self, noisy: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """SURE-Score on patches of noisy images."""
+        sigma = self.settings.draw_sigma(len(noisy)).to(noisy.device)
+        probe = rademacher(noisy[: -(-len(noisy) // RISK_SHARE)])
+        each, risks = sure_score(self.edm, noisy, known, sigma, torch.randn_like(noisy), probe)
+        self.log("risk", risks.mean(), prog_bar=True)
+        return each.mean() + risks.mean()
 
-    def _of_scans(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score matching on patches of what is denoised now (a constant to it), and the risk of a part of the scans."""
-        if self._weights is None:
-            self._weights = mask_weights(self.folder, self.settings).to(self.device)
-        few = -(-len(batch["kspace"]) // RISK_SHARE)
-        whole = [batch[name] for name in ("kspace", "mask", "maps", "sigma")]
-        part = MeasuredScans(*(tensor[:few] for tensor in whole))
-        probe = rademacher(batch["first"][:few])
+    @torch.no_grad()
+    def _denoised(self, scans: MeasuredScans, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What is denoised now of the first images, made consistent with the data: a constant to the matching."""
+        found = self.edm(batch["first"], batch["level"])
+        air = (scans.maps == 0).all(1, keepdim=True)
+        # scan by scan: on a CPU the coil images of all at once would not fit into its cache
+        images = [
+            consistent_images(scans[slice(n, n + 1)], found[n : n + 1], batch["level"][n : n + 1])
+            for n in range(len(scans))
+        ]
+        return torch.cat(images) * ~air
+
+    def _risk(self, scans: MeasuredScans, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """GSURE, or the error on held-out lines, of a part of the scans, with EDM's weight."""
+        part = scans[slice(-(-len(scans) // RISK_SHARE))]
+        weights, probe = batch["weights"][: len(part)], rademacher(batch["first"][: len(part)])
+        if self._spread is None:
+            folder = training_scans(self.folder, self.settings)
+            self._spread = folder_spread(folder, scan_density(folder))
         if self.settings.method == "gsure":
-            risk, level = gsure(self.edm, part, self._weights, probe)
+            risk, level = gsure(self.edm, part, weights, probe, self._spread)
         else:
             given = random_part(part.mask, self.settings.held)
             # held out of all measured lines: each counts for the share of the times that it is
-            risk, level = held_out(self.edm, part, self._weights / self.settings.held, probe, given)
-        with torch.no_grad():
-            # scan by scan: on a CPU the coil images of all at once would not fit into its cache
-            scans = [MeasuredScans(*(one[None] for one in each)) for each in zip(*whole, strict=True)]
-            found = self.edm(batch["first"], batch["level"]).split(1)
-            levels = batch["level"].split(1)
-            images = [consistent_images(*each) for each in zip(scans, found, levels, strict=True)]
-            denoised = torch.cat(images)
-        edge = self.settings.patch
-        y, x = (int(torch.randint(length - edge + 1, ())) for length in denoised.shape[-2:])
-        matching = self._matching(denoised[:, :, y : y + edge, x : x + edge])
-        return matching, (self.edm.weight(level) * risk).mean()
+            risk, level = held_out(self.edm, part, weights / self.settings.held, probe, self._spread, given)
+        return (self.edm.weight(level) * risk).mean()
 
 
 def as_prior(denoiser: Denoiser, settings: UnsupervisedTraining, name: str = "present") -> DiffusionPrior:

@@ -11,9 +11,9 @@ from .training_settings import TrainingSettings
 
 METHODS = {
     "sure": "SURE-Score: noisy, fully sampled scans",
-    "gsure": "generalised SURE on the measured k-space, and score matching on what is denoised",
-    "split": "as gsure, judged on measured lines that the network is not given",
-    "em": "expectation maximisation: training on posterior images of all scans by the present prior, in rounds",
+    "gsure": "generalised SURE on the measured k-space; score matching, where measured, on what is denoised",
+    "split": "as gsure, with the error on measured lines that the network is not given in the place of SURE",
+    "em": "expectation maximisation: score matching, where measured, on posterior images redrawn in rounds",
 }
 
 
@@ -31,6 +31,8 @@ class UnsupervisedTraining(TrainingSettings):
         Edge of the matrix.
     mask, amount, acs, noise, coils
         Of the simulated scans, as of `SupervisedTraining`.
+    batch
+        Patches of `sure`; of the others whole scans, as many as have about as many pixels.
     held
         Share of the lines that `split` holds out, drawn anew in each step.
     rounds
@@ -72,7 +74,7 @@ class UnsupervisedTraining(TrainingSettings):
                 f"method 'sure' is for fully sampled scans: expected --r 1, found {self.amount:g}; "
                 "of undersampled ones gsure, split or em learn"
             )
-        if self.patch > self.size and not self.recorded:
+        if self.method == "sure" and self.patch > self.size and not self.recorded:
             raise ValueError(f"patch {self.patch} is larger than the images' {self.size}")
         if not 0 < self.held < 1:
             raise ValueError(f"held: expected a share between 0 and 1, found {self.held:g}")

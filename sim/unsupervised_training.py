@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from scanprior.models.channels import to_channels, to_complex
 from scanprior.models.divergence import rademacher
-from scanprior.models.measured_scans import MeasuredScans, first_image, random_part
+from scanprior.models.measured_scans import MeasuredScans, random_part
 from scanprior.models.posterior_images import draw_images, sense_images
 from scanprior.models.preconditioning import EDMDenoiser
 from scanprior.models.prior import save_prior
@@ -89,18 +89,20 @@ class ScanReport(PeriodicReport[UnsupervisedTraining, Average]):
     """Every `save_every` steps: figures that need no clean image, on held-back scans; pictures; the prior and its card.
 
     Of full scans `rmse_by_sure`: the root of SURE at their own noise level, an estimate of the error of the denoised
-    images. Of undersampled ones `held_lines`: one posterior image is drawn of each with a fifth of its lines held out;
-    its error on these, the noise's share taken off, over their energy.
+    images. Of undersampled ones a fifth of the lines is held out, and two posterior images are drawn of each scan by
+    the others. `held_lines`: squared error of the posterior mean on the lines held out, the noise's share taken off, over
+    their energy. `held_spread`: variance of the draws there, over the same; as large where the prior is as sure as it
+    may be.
     """
 
-    COLUMNS = ("step", "seconds", "loss", "rmse_by_sure", "held_lines")
+    COLUMNS = ("step", "seconds", "loss", "rmse_by_sure", "held_lines", "held_spread")
 
     def report(self, step: int, module: UnsupervisedModule, loss: torch.Tensor | None) -> None:
         """Write `curve.csv`, `samples.png`, the prior and its card."""
         denoiser = self.average.denoiser(module)
         assert isinstance(denoiser, EDMDenoiser)
         (scans,) = batches(validation_scans(self.folder), VALIDATION_SCANS)
-        scans = MeasuredScans(*(part.to(module.device) for part in (scans.kspace, scans.mask, scans.maps, scans.sigma)))
+        scans = scans.to(module.device)
         with module.trainer.precision_plugin.forward_context():
             if scans.fully_sampled:
                 found, pictures = full_figures(denoiser, scans)
@@ -136,18 +138,25 @@ def full_figures(denoiser: EDMDenoiser, scans: MeasuredScans) -> tuple[dict[str,
 def undersampled_figures(
     denoiser: EDMDenoiser, scans: MeasuredScans, settings: UnsupervisedTraining
 ) -> tuple[dict[str, float], list[torch.Tensor]]:
-    """`held_lines` of undersampled scans; CG-SENSE images, denoised ones, and posterior images (batch, y, x)."""
+    """`held_lines` and `held_spread`; CG-SENSE images, posterior means and draws (batch, y, x) of undersampled scans.
+
+    Of two independent draws the product of their errors is, in the mean, the square of the error of the posterior
+    mean: a prior is not favoured for drawing always the same.
+    """
     prior = as_prior(denoiser, settings)
     given = random_part(scans.mask, HELD, torch.Generator().manual_seed(1))
     part = replace(scans, kspace=scans.kspace * given.unsqueeze(1), mask=given)
-    drawn = draw_images(part, prior, torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    drawn = [draw_images(part, prior, generator) for _ in range(2)]
     rest = scans.model((scans.mask & ~given).float())
     kspace = scans.kspace * rest.mask.unsqueeze(1)
     noise = _energy(rest.mask.expand(-1, *kspace.shape[-2:])) * scans.coils() * 2 * scans.sigma**2
-    error = (_energy(rest(drawn) - kspace) - noise).sum() / (_energy(kspace) - noise).sum()
-    probe = rademacher(torch.empty(len(scans), 2, *kspace.shape[-2:]), torch.Generator().manual_seed(3))
-    image, level = first_image(scans, probe.to(kspace.device), denoiser.sigma_data)
-    return {"held_lines": float(error)}, [sense_images(scans), to_complex(denoiser(image, level)), drawn]
+    first, second = (rest(image) - kspace for image in drawn)
+    error = ((first.conj() * second).real.flatten(1).sum(1) - noise).sum()
+    spread = _energy(first - second).sum() / 2
+    signal = (_energy(kspace) - noise).sum()
+    figures = {"held_lines": float(error / signal), "held_spread": float(spread / signal)}
+    return figures, [sense_images(scans), (drawn[0] + drawn[1]) / 2, drawn[0]]
 
 
 def _energy(kspace: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 from gains import Gains, gradients, zero_mean
 from scanprior.models.channels import to_channels, to_complex
 from scanprior.models.divergence import rademacher
-from scanprior.models.fourier import fft2c
-from scanprior.models.gsure import gsure, held_out
+from scanprior.models.fourier import fft2c, ifft2c
+from scanprior.models.gsure import gsure, held_out, projected_matching
 from scanprior.models.measured_scans import (
     MOST_DATA,
     RIDGE,
@@ -18,6 +18,7 @@ from scanprior.models.measured_scans import (
     consistent_images,
     density_weights,
     first_image,
+    missing_variance,
     random_part,
     regularised_inverse,
 )
@@ -60,7 +61,7 @@ def probes(count: int, seed: int = 5) -> torch.Tensor:
 
 
 def weights(of: MeasuredScans) -> torch.Tensor:
-    return density_weights(of.mask).double()
+    return density_weights(of.mask.double().mean(0))
 
 
 def true_error(
@@ -68,7 +69,7 @@ def true_error(
     root: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
     """|root A (f - x)|^2 / n, from the clean image."""
-    first, level = first_image(of, probe, denoiser.sigma_data, given)
+    first, level = first_image(of, probe, SD, given)
     difference = to_complex(denoiser(first, level)) - image
     return torch.view_as_real(of.model(root)(difference)).square().flatten(1).sum(1) / SIZE
 
@@ -81,7 +82,7 @@ def test_gsure_is_the_projected_error_and_so_is_its_gradient(coils: int, part: b
     probe, weight = probes(COUNT), weights(of)
     assert float(weight.max()) > 1.5
     given = random_part(of.mask, 0.4, torch.Generator().manual_seed(6)) if part else None
-    estimate, _ = gsure(denoiser, of, weight, probe, given)
+    estimate, _ = gsure(denoiser, of, weight, probe, SD, given)
     right = true_error(denoiser, of, image, probe, given, of.mask * weight.sqrt())
     zero_mean((estimate - right)[:, None])
     # and it would notice if the divergence were left out
@@ -91,7 +92,7 @@ def test_gsure_is_the_projected_error_and_so_is_its_gradient(coils: int, part: b
         few = MeasuredScans(of.kspace[some], of.mask[some], of.maps[some], of.sigma[some])
         seen = None if given is None else given[some]
         truth = true_error(denoiser, few, image, probe[some], seen, few.mask * weight.sqrt())
-        return (gsure(denoiser, few, weight, probe[some], seen)[0] - truth).mean()
+        return (gsure(denoiser, few, weight, probe[some], SD, seen)[0] - truth).mean()
 
     zero_mean(gradients(difference, denoiser.gains, COUNT, 20).flatten(1))
 
@@ -102,7 +103,7 @@ def test_held_out_lines_give_the_error_on_them() -> None:
     probe, weight = probes(COUNT), weights(of)
     given = random_part(of.mask, 0.4, torch.Generator().manual_seed(6))
     assert not (given & ~of.mask).any()
-    estimate, _ = held_out(denoiser, of, weight, probe, given)
+    estimate, _ = held_out(denoiser, of, weight, probe, SD, given)
     right = true_error(denoiser, of, image, probe, given, (of.mask & ~given) * weight.sqrt())
     zero_mean((estimate - right)[:, None])
 
@@ -120,7 +121,7 @@ def test_the_minimum_over_linear_denoisers_is_wieners_filter() -> None:
 
     def slope(gain: float) -> float:
         denoiser = Gains([1.0], (1, 1, 1), begin=gain)
-        loss = gsure(denoiser, of, torch.ones(1, 1).double(), probe)[0].mean()
+        loss = gsure(denoiser, of, torch.ones(1, 1).double(), probe, SD)[0].mean()
         return float(torch.autograd.grad(loss, denoiser.gains)[0])
 
     # a parabola: its slope is a line
@@ -132,7 +133,7 @@ def test_coils_that_a_scan_does_not_have_change_nothing() -> None:
     none = torch.zeros_like(of.kspace[:, :1])
     padded = MeasuredScans(torch.cat([of.kspace, none], 1), of.mask, torch.cat([of.maps, none], 1), of.sigma)
     denoiser = Soft([1.0], (2, ROWS, COLUMNS))
-    args = weights(of), probes(50)
+    args = weights(of), probes(50), SD
     torch.testing.assert_close(gsure(denoiser, padded, *args)[0], gsure(denoiser, of, *args)[0])
 
 
@@ -181,8 +182,86 @@ def test_the_inverse_is_solved_to_the_end_where_it_is_worst() -> None:
 
 def test_density_weights_make_all_points_count_alike() -> None:
     masks = torch.rand(4000, 16, 1, generator=torch.Generator().manual_seed(0)) < torch.linspace(0.02, 1, 16)[:, None]
-    found = density_weights(masks)
+    found = density_weights(masks.float().mean(0))
     counted = (found * masks.float()).mean(0)
     assert torch.allclose(counted[2:], torch.ones(14, 1))
     assert float(found.max()) == 16
     assert to_channels(random_complex(3, 4)).shape == (2, 3, 4)
+
+
+def test_the_deviation_of_what_is_missing_is_found_on_held_out_lines() -> None:
+    """One coil; lines of k-space have deviations of their own, and the more of it, the more often they are measured."""
+    count = 4000
+    deviation = torch.linspace(0.1, 1.0, ROWS, dtype=torch.float64)[:, None]
+    share = torch.linspace(0.15, 0.9, ROWS, dtype=torch.float64)[:, None]
+    of, _ = scans(count, coils=1)
+    mask = torch.rand(count, ROWS, 1, generator=torch.Generator().manual_seed(1)) < share
+    drawn = random_complex(2, count, 1, ROWS, COLUMNS, seed=2, dtype=torch.complex128)
+    kspace = 2**0.5 * (deviation * drawn[0] + SIGMA * drawn[1]) * mask[:, None]
+    of = replace(of, maps=torch.ones_like(of.maps), mask=mask, kspace=kspace)
+    found = missing_variance(of, mask.double().mean(0), torch.Generator().manual_seed(3))
+    zero_mean((found - float(((1 - share) * deviation**2).sum() / (1 - share).sum()))[:, None])
+    full = replace(of, mask=torch.ones_like(mask))
+    assert not missing_variance(full, torch.ones(ROWS, 1).double(), torch.Generator()).any()
+
+
+LEVEL = torch.full((COUNT,), 0.4, dtype=torch.float64)
+
+
+def matched(of: MeasuredScans, weight: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, Gains, torch.Tensor]:
+    denoiser, noise = Soft([1.0], (2, ROWS, COLUMNS), begin=0.8), normal_like(image)
+    return projected_matching(denoiser, of, weight, image, LEVEL[: len(of)], noise), denoiser, noise
+
+
+def normal_like(image: torch.Tensor) -> torch.Tensor:
+    return torch.randn(image.shape, dtype=image.dtype, generator=torch.Generator().manual_seed(11))
+
+
+def test_matching_of_full_scans_is_edms_loss() -> None:
+    of, _ = scans(20)
+    of = replace(of, mask=torch.ones_like(of.mask))
+    image = to_channels(SD * random_complex(20, ROWS, COLUMNS, seed=8, dtype=torch.complex128))
+    found, denoiser, noise = matched(of, torch.ones(1, ROWS, COLUMNS).double(), image)
+    torch.testing.assert_close(found, denoiser.loss(image, LEVEL[:20], noise))
+
+
+def test_matching_over_random_masks_is_edms_loss_and_so_is_its_gradient() -> None:
+    of, _ = scans()
+    image = to_channels(SD * random_complex(COUNT, ROWS, COLUMNS, seed=8, dtype=torch.complex128))
+    # the masks have a chance of 1/2 each; their own density is not independent of them
+    weight = torch.full((ROWS, 1), 2.0, dtype=torch.float64)
+    found, denoiser, noise = matched(of, weight, image)
+    zero_mean((found - denoiser.loss(image, LEVEL, noise))[:, None])
+
+    def difference(some: slice) -> torch.Tensor:
+        args = image[some], LEVEL[some], noise[some]
+        return (projected_matching(denoiser, of[some], weight, *args) - denoiser.loss(*args)).mean()
+
+    zero_mean(gradients(difference, denoiser.gains, COUNT, 20).flatten(1))
+
+
+def test_what_was_not_measured_is_no_target_and_air_is() -> None:
+    of, _ = scans(6, coils=1)
+    of = replace(of, maps=torch.ones_like(of.maps))
+    image = random_complex(6, ROWS, COLUMNS, seed=9, dtype=torch.complex128)
+    kspace = fft2c(image)
+    other = ifft2c(torch.where(of.mask, kspace, 7 * kspace))
+
+    class Zero(Gains):
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return 0 * x
+
+    args = LEVEL[:6], torch.zeros(6, 2, ROWS, COLUMNS).double()
+    one = torch.ones(1, 1).double()
+    both = [projected_matching(Zero([1.0]), of, one, to_channels(x), *args) for x in (image, other)]
+    torch.testing.assert_close(*both)
+    # nothing of air is measured, and something there is an error
+    of = replace(of, maps=of.maps * (torch.arange(COLUMNS) > 1))
+    bright = torch.zeros(6, 2, ROWS, COLUMNS).double()
+
+    class Bright(Gains):
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return x + 0.5 * (torch.arange(COLUMNS) < 2)
+
+    found = projected_matching(Bright([1.0]), of, one, bright, *args)
+    torch.testing.assert_close(found, Bright([1.0]).weight(LEVEL[:6]) * 0.25 * 2 / COLUMNS)

@@ -79,7 +79,8 @@ def test_what_does_not_fit_is_told(scans: Path, tmp_path: Path) -> None:
 
     usual = ["--data", scans, "--method", "split", "--out", tmp_path / "run"]
     assert "--r: of simulated scans; recorded ones tell that themselves" in refused(*usual, "--r", "4", "--patch", "32")
-    assert "scans of 48 x 48: expected --patch of at most 48, found 64" in refused(*usual, "--patch", "64")
+    noisy = ["--data", scans, "--method", "sure", "--out", tmp_path / "noisy"]
+    assert "scans of 48 x 48: expected --patch of at most 48, found 64" in refused(*noisy, "--patch", "64")
     only = tmp_path / "only"
     only.mkdir()
     (only / "silent.h5").write_bytes((scans / "silent.h5").read_bytes())
