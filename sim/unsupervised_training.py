@@ -90,9 +90,9 @@ class ScanReport(PeriodicReport[UnsupervisedTraining, Average]):
 
     Of full scans `rmse_by_sure`: the root of SURE at their own noise level, an estimate of the error of the denoised
     images. Of undersampled ones a fifth of the lines is held out, and two posterior images are drawn of each scan by
-    the others. `held_lines`: squared error of the posterior mean on the lines held out, the noise's share taken off, over
-    their energy. `held_spread`: variance of the draws there, over the same; as large where the prior is as sure as it
-    may be.
+    the others. `held_lines`: squared error of the posterior mean on the lines held out, the noise's share taken off,
+    over their energy. `held_spread`: variance of the draws there, over the same; as large where the prior is as sure as
+    it may be.
     """
 
     COLUMNS = ("step", "seconds", "loss", "rmse_by_sure", "held_lines", "held_spread")
