@@ -35,7 +35,7 @@ from scanprior.sim.masks import Sampling, acs_lines
 from scanprior.sim.metrics import psnr, ssim
 
 SETS = {"T1": "axial_t1_192.npz", "T2": "axial_t2_0p45mm_512x480.npz"}
-TUNING_SETS = ("axial_t1_192.npz", "axial_t2_0p43mm_512x384.npz")
+TUNING_SETS = {"T1": "axial_t1_192.npz", "T2": "axial_t2_0p43mm_512x384.npz"}
 FACTORS = (0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5)
 TOLD = (0.5, 1.0, 2.0)
 Baseline = Callable[[np.ndarray, float], np.ndarray]
@@ -143,14 +143,22 @@ def main(
     size: Annotated[int, typer.Option(min=32, help="Longest edge.")] = 128,
     coils: Annotated[int, typer.Option(min=1, help="1: a map of ones.")] = 1,
     baselines: Annotated[str, typer.Option(help="Of the baselines, commas between; none: ''.")] = ",".join(BASELINES),
+    sets: Annotated[str, typer.Option(help="Contrasts of tests and tuning: T1, T2 or both.")] = "T1,T2",
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Print the tables in Markdown."""
     torch.set_num_threads(threads)
+    contrasts = sets.split(",")
+    if unknown := set(contrasts) - set(SETS):
+        raise typer.BadParameter(f"--sets: expected {' or '.join(SETS)}, got {', '.join(sorted(unknown))}")
     levels = [float(level) for level in noise.split(",")]
     chosen = {name: BASELINES[name] for name in baselines.split(",") if name}
     loaded = {name: load_prior(name) for name in priors.split(",")}
-    training = [one.pixels for name in TUNING_SETS for one in pick_images([data / "train" / name], tune_images, size)]
+    training = [
+        one.pixels
+        for contrast in contrasts
+        for one in pick_images([data / "train" / TUNING_SETS[contrast]], tune_images, size)
+    ]
     factors = {
         (name, level): tuned(baseline, training, level, coils) for level in levels for name, baseline in chosen.items()
     }
@@ -159,8 +167,8 @@ def main(
     print("| images | noise | noisy | " + " | ".join([*chosen, *(f"tweedie, {name}" for name in loaded)]) + " |")
     print("|---" * (3 + len(chosen) + len(loaded)) + "|")
     seconds: dict[str, list[float]] = {}
-    for contrast, name in SETS.items():
-        tests = [one.pixels for one in pick_images([data / "test" / name], images, size)]
+    for contrast in contrasts:
+        tests = [one.pixels for one in pick_images([data / "test" / SETS[contrast]], images, size)]
         for level in levels:
             scores: dict[str, list[tuple[float, float]]] = {}
             for image in tests:

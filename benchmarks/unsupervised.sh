@@ -81,8 +81,8 @@ evaluate_lines() { evaluate_at gaussian-1d 4 em_lines_r4; }
 denoising() {
   local level
   for level in $LEVELS; do
-    ${PYTHON:-python} "$(dirname "$0")/unsupervised_denoising.py" --data "$T1" --tune-on "$DATA/train/axial_t1_192.npz" --images "$IMAGES" --noise "$level" \
-      --priors "$OUT/clean/prior.safetensors,$OUT/sure_$level/prior.safetensors"
+    ${PYTHON:-python} "$(dirname "$0")/denoise.py" --data "$DATA" --sets T1 --images "$IMAGES" --tune-images 2 --size 96 --coils 4 --noise "$level" \
+      --threads "${THREADS:-1}" --priors "$OUT/clean/prior.safetensors,$OUT/sure_$level/prior.safetensors"
   done | tee "$OUT/denoising.md"
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -189,9 +190,9 @@ def train(
                     typer.echo(str(collect_for(data, Path(passing), settings)), nl=False)
                 typer.echo(f"{settings}, {parameters / 1e6:.1f} million parameters")
                 return
-            found = collect_for(data, out, settings)
-            typer.echo(str(found), nl=False)
-            typer.echo(f"prior: {train_unsupervised(prepare(found, out, settings), out, settings)}")
+            # by the training itself: of several processes the first alone reads them
+            reading = partial(prepare, data, out, settings, partial(typer.echo, nl=False))
+            typer.echo(f"prior: {train_unsupervised([], out, settings, reading)}")
             return
         if dry_run:
             with TemporaryDirectory() as passing:

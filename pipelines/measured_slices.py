@@ -30,6 +30,8 @@ LEAST_COVERED = 0.9
 """Partial Fourier scans cover 7/8 of k-space or less, full ones all but a line or two."""
 LEAST_HALF = 0.8
 """Shorter over longer half of the lines of a slice that nothing says is complete: a cut scan has a short one."""
+DOUBT = "CAUTION"
+"""Begins a note that speaks against using a scan."""
 AGREES = (0.8, 1.6)
 """Noise at the edge of k-space over that of the noise scan where nothing is wrong: some signal is there, never less
 than the noise."""
@@ -171,7 +173,7 @@ def _doubt(data: SliceData, whitening: Whitening) -> set[str]:
     ratio = math.sqrt(float(covariance.diagonal().real.mean())) / whitening.sigma
     if AGREES[0] <= ratio <= AGREES[1]:
         return set()
-    return {f"CAUTION: the noise at the edge of k-space is {ratio:.2f} times that of the noise scan"}
+    return {f"{DOUBT}: the noise at the edge of k-space is {ratio:.2f} times that of the noise scan"}
 
 
 def _slices(problem: Problem, coil_maps: CoilMaps, acs_sigma: float) -> Iterator[Scan]:

@@ -25,7 +25,7 @@ from scanprior.sim.image_stack import SourceError
 from scanprior.sim.measured_file import read_measured, write_measured
 from tqdm import tqdm
 
-from .measured_slices import ReadScan, read_slices
+from .measured_slices import DOUBT, ReadScan, read_slices
 from .replay import ScanFileError
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,17 @@ class FolderFound:
         """Whom each of `files` shows."""
         return [scan.subject for scan in self.scans for _ in scan.slices]
 
+    @property
+    def doubts(self) -> list[str]:
+        """Of the scans that are used: where the noise scan and the edge of k-space contradict each other."""
+        return [
+            f"{Path(scan.path).name}: {note}"
+            for scan in self.scans
+            if scan.slices
+            for note in scan.notes
+            if note.startswith(DOUBT)
+        ]
+
     def split(self) -> tuple[list[Path], list[Path]]:
         """Files to train on and to validate on, no subject in both; where there is but one subject, it does both."""
         held = max(self.subjects)
@@ -189,6 +200,9 @@ def collect_scans(
             _remember(folder, settings, known)
         for reason in found.left_out:
             log.warning("left out of the training data: %s: %s", path, reason)
+        for note in found.notes:
+            if note.startswith(DOUBT):
+                log.warning("%s: %s", path, note)
         scans.append(found)
     chosen = _choose(folder, scans, full, matrix, others)
     (folder / "found.txt").write_text(str(chosen), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from scanprior.sim.bank_data import claim_folder
@@ -59,23 +59,35 @@ def collect_for(data: Iterable[Path], out: Path, settings: UnsupervisedTraining)
     return found
 
 
-def prepare(found: FolderFound, out: Path, settings: UnsupervisedTraining) -> list[Path]:
-    """Put what was found where the training reads it; the files that `train_unsupervised` takes as its data.
+def prepare(
+    data: Iterable[Path], out: Path, settings: UnsupervisedTraining, tell: Callable[[str], object]
+) -> list[str]:
+    """Read recorded scans and put what can be used where the training reads it.
+
+    Parameters
+    ----------
+    tell
+        Is given the report.
+
+    Returns
+    -------
+    What is doubtful about them, for the model card.
 
     Raises
     ------
     FileExistsError
         When the run's folder holds scans of other data.
-    SourceError
-        When none of the slices can be used.
+    FileNotFoundError, SourceError
+        As of `collect_for`; and when none of the slices can be used.
     """
+    found = collect_for(data, out, settings)
+    tell(str(found))
     used, note = "".join(f"{scan.made_from}\n" for scan in found.scans if scan.slices), out / FOUND / "used.txt"
     if note.exists() and note.read_text(encoding="utf-8") != used:
         raise FileExistsError(
             f"{out} holds a run on other scans, which {note} lists: begin one with these in a folder of its own"
         )
-    files = find_images(found.files)
-    _, claim = claim_folder(files, out)
+    _, claim = claim_folder(find_images(found.files), out)
     refused = hand_over(
         found, training_scans(out, settings), validation_scans(out),
         lambda path, scan: write_scan(path.with_suffix(".safetensors"), scan), VALIDATION_SCANS,
@@ -84,4 +96,4 @@ def prepare(found: FolderFound, out: Path, settings: UnsupervisedTraining) -> li
         report.writelines(f"left out: {reason}\n" for reason in refused)
     claim()
     note.write_text(used, encoding="utf-8")
-    return files
+    return found.doubts

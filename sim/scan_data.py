@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from scanprior.models.prior import load_prior
 
 from .bank_data import VALIDATION_SEED, BankData, make_banks
 from .scan_bank import read_scan, scan_files, together, write_simulated
-from .scan_images import ImageStream, first_images, noise_levels, noisy_images, posterior_images, write_images
+from .scan_images import ImageStream, first_images, noise_levels, noisy_images, write_images, write_posterior_images
 from .scan_stream import ScanStream, beside_first, beside_images, scan_density
 from .unsupervised_settings import UnsupervisedTraining
 
 VALIDATION_SCANS = 12
+Preparation = Callable[[], list[str]]
 
 
 def training_scans(folder: Path, settings: UnsupervisedTraining) -> Path:
@@ -34,28 +36,53 @@ def images_file(folder: Path) -> Path:
 
 
 class ScanData(BankData[UnsupervisedTraining]):
-    """Scans, or images of them; no clean image is kept."""
+    """Scans, or images of them; no clean image is kept.
+
+    Parameters
+    ----------
+    data, folder, settings, seed
+        As of `BankData`.
+    prepare
+        Puts recorded scans where `training_scans` and `validation_scans` say, and returns what is doubtful about them;
+        None: the images of `data` are scanned. Called by the first process of all, the others waiting.
+    """
+
+    def __init__(
+        self, data: list[Path], folder: Path, settings: UnsupervisedTraining, seed: int,
+        prepare: Preparation | None = None,
+    ) -> None:
+        super().__init__(data, folder, settings, seed)
+        self.prepare = prepare
+        self.doubts: list[str] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where the training runs."""
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def prepare_data(self) -> None:
-        """Simulate the scans, and make the images to begin with; errors as of `bank_data.make_banks`."""
+        """Scans, and the images to begin with; errors as of `bank_data.make_banks`, and of `prepare`."""
         settings = self.settings
         scans = training_scans(self.folder, settings)
-        make_banks(
-            self.data, self.folder,
-            (scans, partial(write_simulated, scans=settings.bank, seed=settings.seed, settings=settings)),
-            (
-                validation_scans(self.folder),
-                partial(write_simulated, scans=VALIDATION_SCANS, seed=VALIDATION_SEED, settings=settings),
-            ),
-        )  # fmt: skip
+        if self.prepare is not None:
+            self.doubts = self.prepare()
+        else:
+            make_banks(
+                self.data, self.folder,
+                (scans, partial(write_simulated, scans=settings.bank, seed=settings.seed, settings=settings)),
+                (
+                    validation_scans(self.folder),
+                    partial(write_simulated, scans=VALIDATION_SCANS, seed=VALIDATION_SEED, settings=settings),
+                ),
+            )  # fmt: skip
         path = images_file(self.folder)
         if path.exists():
             return
         if settings.method == "sure":
             write_images(scans, path, noisy_images(settings.seed), "noisy images")
         elif settings.method == "em" and settings.begin_with is not None:
-            prior = load_prior(settings.begin_with)
-            write_images(scans, path, posterior_images(prior, settings.seed), "posterior images to begin with")
+            prior = load_prior(settings.begin_with).to(self.device)
+            write_posterior_images(scans, path, prior, settings.seed, "posterior images to begin with")
         elif settings.method == "em":
             write_images(scans, path, first_images, "CG-SENSE images to begin with")
 

@@ -48,6 +48,12 @@ def first_images(scans: MeasuredScans) -> torch.Tensor:
     return sense_images(scans)
 
 
+def write_posterior_images(folder: Path, path: Path, prior: DiffusionPrior, seed: int, what: str) -> None:
+    """`write_images` of `posterior_images`, on the prior's device."""
+    elements = CUDA_ELEMENTS if prior.device.type == "cuda" else CPU_ELEMENTS
+    write_images(folder, path, posterior_images(prior, seed), what, elements)
+
+
 def posterior_images(prior: DiffusionPrior, seed: int) -> Maker:
     """One posterior image of each, by the prior; zero where the maps are."""
     generator = torch.Generator().manual_seed(seed)

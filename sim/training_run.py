@@ -61,6 +61,10 @@ class RunSettings:
     begin_with: str | None = None
     workers: int = 0
 
+    def told(self) -> dict[str, Any]:
+        """What this training reads of all that, by name."""
+        return asdict(self)
+
 
 SettingsT = TypeVar("SettingsT", bound=RunSettings)
 AverageT = TypeVar("AverageT", bound="Average")
@@ -172,7 +176,7 @@ def run_training(
     last = _last(folder)
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
     if trainer.is_global_zero:
-        (folder / "settings.txt").write_text("\n".join(f"{k}: {v}" for k, v in asdict(settings).items()) + "\n")
+        (folder / "settings.txt").write_text("\n".join(f"{k}: {v}" for k, v in settings.told().items()) + "\n")
     return folder / PRIOR
 
 

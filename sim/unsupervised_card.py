@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,12 @@ from .unsupervised_settings import METHODS, UnsupervisedTraining
 
 
 def write_card(
-    path: Path, scans: list[Path], settings: UnsupervisedTraining, step: int, found: dict[str, float]
+    path: Path,
+    scans: list[Path],
+    settings: UnsupervisedTraining,
+    step: int,
+    found: dict[str, float],
+    doubts: Sequence[str] = (),
 ) -> None:
     """Write what the prior was trained on, as found in the scans themselves.
 
@@ -20,6 +26,8 @@ def write_card(
     ----------
     found
         The last figures of `curve.csv`, by name.
+    doubts
+        What is doubtful about the scans.
     """
     rates, levels, coils = [], [], []
     for file in scans:
@@ -48,6 +56,8 @@ def write_card(
         "steps": f"{step}, {settings.batch} images or scans each",
     }
     rows |= {f"last {name} on held-back scans": f"{value:.4f}" for name, value in found.items()}
+    if doubts:
+        rows["doubtful"] = "; ".join(doubts)
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     path.write_text(
         f"# Prior {settings.method}\n\nA denoiser of complex images, for every diffusion method.\n\n"

@@ -16,7 +16,7 @@ from scanprior.models.preconditioning import Denoiser, EDMDenoiser
 from scanprior.models.sure import sure_score
 
 from .scan_data import images_file, training_scans
-from .scan_images import CPU_ELEMENTS, CUDA_ELEMENTS, posterior_images, write_images
+from .scan_images import write_posterior_images
 from .scan_stream import folder_spread, scan_density
 from .training_module import Average, DenoiserTraining
 from .unsupervised_settings import UnsupervisedTraining
@@ -124,11 +124,9 @@ class Redraw(Callback):
             training = denoiser.training
             denoiser.eval()
             with trainer.precision_plugin.forward_context():
-                prior = as_prior(denoiser, self.settings)
-                write_images(
+                write_posterior_images(
                     training_scans(self.folder, self.settings), images_file(self.folder),
-                    posterior_images(prior, self.settings.seed + step), f"posterior images, step {step}",
-                    CUDA_ELEMENTS if prior.device.type == "cuda" else CPU_ELEMENTS,
+                    as_prior(denoiser, self.settings), self.settings.seed + step, f"posterior images, step {step}",
                 )  # fmt: skip
             denoiser.train(training)
         trainer.strategy.barrier()

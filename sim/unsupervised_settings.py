@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from scanprior.models.posterior_images import SAMPLING
 
@@ -87,6 +88,13 @@ class UnsupervisedTraining(TrainingSettings):
                 f"or less to {SAMPLING.sigma_start:g} or more, found {low:g} to {high:g}"
             )
         self.scans()  # what it refuses is refused now
+
+    def told(self) -> dict[str, Any]:
+        """All but what only other methods read, or simulated scans where these are recorded."""
+        unread = {"held"} if self.method != "split" else set()
+        unread |= {"rounds"} if self.method != "em" else set()
+        unread |= {"bank", "size", "mask", "amount", "acs", "noise", "coils"} if self.recorded else set()
+        return {name: value for name, value in super().told().items() if name not in unread}
 
     def scans(self) -> SupervisedTraining:
         """The same scans, as `pairs.Scanner` wants them told."""

@@ -16,7 +16,7 @@ from scanprior.models.prior import save_prior
 from scanprior.models.sure import sure
 
 from .scan_bank import SCALE, batches, scan_files
-from .scan_data import VALIDATION_SCANS, ScanData, training_scans, validation_scans
+from .scan_data import VALIDATION_SCANS, Preparation, ScanData, training_scans, validation_scans
 from .scan_images import noisy_images
 from .training_module import Average
 from .training_run import PRIOR, PeriodicReport, begin_run, run_training
@@ -28,7 +28,9 @@ HELD = 0.2
 """Share of the lines that the validation holds out."""
 
 
-def train_unsupervised(data: list[Path], folder: Path, settings: UnsupervisedTraining) -> Path:
+def train_unsupervised(
+    data: list[Path], folder: Path, settings: UnsupervisedTraining, prepare: Preparation | None = None
+) -> Path:
     """Train a prior on scans alone; an interrupted run in the same folder goes on where it stopped.
 
     Parameters
@@ -38,6 +40,8 @@ def train_unsupervised(data: list[Path], folder: Path, settings: UnsupervisedTra
         No loss, no choice and no figure of the run sees the images again.
     folder
         Gets the scans, `last.ckpt`, `curve.csv`, `samples.png`, `prior.safetensors` and `prior.md`, its model card.
+    prepare
+        Of `ScanData`: recorded scans in the place of `data`.
 
     Returns
     -------
@@ -53,8 +57,8 @@ def train_unsupervised(data: list[Path], folder: Path, settings: UnsupervisedTra
     _same_scans(folder, settings)
     start = begin_run(folder, settings)
     average = Average(decay=0.9995)
-    report = ScanReport(folder, average, settings)
-    scans = ScanData(data, folder, settings, settings.seed + start)
+    scans = ScanData(data, folder, settings, settings.seed + start, prepare)
+    report = ScanReport(folder, average, settings, scans)
     redraw = [Redraw(folder, average, settings)] if settings.method == "em" else []
     return run_training(folder, settings, UnsupervisedModule(settings, folder), scans, report, callbacks=redraw)
 
@@ -97,6 +101,10 @@ class ScanReport(PeriodicReport[UnsupervisedTraining, Average]):
 
     COLUMNS = ("step", "seconds", "loss", "rmse_by_sure", "held_lines", "held_spread")
 
+    def __init__(self, folder: Path, average: Average, settings: UnsupervisedTraining, data: ScanData) -> None:
+        super().__init__(folder, average, settings)
+        self.data = data
+
     def report(self, step: int, module: UnsupervisedModule, loss: torch.Tensor | None) -> None:
         """Write `curve.csv`, `samples.png`, the prior and its card."""
         denoiser = self.average.denoiser(module)
@@ -121,7 +129,7 @@ class ScanReport(PeriodicReport[UnsupervisedTraining, Average]):
                 "step": step, "training": training,
             },
         )  # fmt: skip
-        write_card(self.folder / "prior.md", files, self.settings, step, found)
+        write_card(self.folder / "prior.md", files, self.settings, step, found, self.data.doubts)
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -58,3 +60,13 @@ def check_adjoint(
         right = torch.vdot(x.reshape(-1), back.reshape(-1))
         scale = float(image.norm() * y.norm() + x.norm() * back.norm())
         assert abs(complex(left - right)) <= tolerance * scale
+
+
+def multiply_noise_scan(path: Path, gain: float) -> None:
+    """As if the noise scan of an MRD file had been made with another gain than the image."""
+    with h5py.File(path, "r+") as file:
+        rows = file["dataset/data"][:]
+        for row in rows:
+            if int(row["head"]["flags"]) & 1 << 18:
+                row["data"] = (gain * row["data"]).astype(np.float32)
+        file["dataset/data"][:] = rows

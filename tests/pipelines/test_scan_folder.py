@@ -19,7 +19,7 @@ from scanprior.pipelines.scan_folder import FolderFound, collect_scans, hand_ove
 from scanprior.sim.image_stack import SourceError
 from scanprior.sim.measured_file import MeasuredSlice, read_measured, write_measured
 from scanprior.sim.scan import Simulated, simulate
-from support import random_complex
+from support import multiply_noise_scan, random_complex
 
 
 def scan(path: Path, **options: Any) -> Simulated:
@@ -220,12 +220,7 @@ def test_folders_without_scans(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("gain", "said"), [(0.5, "2\\.\\d\\d"), (1.0, None), (2.0, "0\\.(4|5)\\d")])
 def test_a_noise_scan_of_another_gain_is_told(tmp_path: Path, gain: float, said: str | None) -> None:
     made = scan(tmp_path / "one.h5", slices=1)
-    with h5py.File(made.path, "r+") as file:
-        rows = file["dataset/data"][:]
-        for row in rows:
-            if int(row["head"]["flags"]) & 1 << 18:
-                row["data"] = (gain * row["data"]).astype(np.float32)
-        file["dataset/data"][:] = rows
+    multiply_noise_scan(made.path, gain)
     notes = read_slices(made.path).notes
     if said is None:
         assert not notes

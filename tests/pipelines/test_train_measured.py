@@ -8,6 +8,7 @@ import pytest
 from scanprior.models.prior import load_prior
 from scanprior.pipelines.cli import app
 from scanprior.sim.scan import simulate
+from support import multiply_noise_scan
 from typer.testing import CliRunner
 
 TINY = ["--steps", "2", "--batch", "2", "--patch", "32", "--widths", "8,8", "--blocks", "1,1", "--save-every", "2"]
@@ -63,6 +64,22 @@ def test_a_run_is_of_its_scans(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(argument) for argument in again])
     assert result.exit_code == 1
     assert "holds a run on other scans" in result.output
+
+
+@pytest.mark.parametrize("gain", [0.5, 2.0])
+def test_a_noise_level_that_k_space_contradicts_stands_in_the_card(gain: float, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(2):
+        simulate(folder / f"s{number}.h5", matrix=48, coils=4, r=2, acs=16, seed=number)
+    multiply_noise_scan(folder / "s1.h5", gain)
+    said = run("--data", folder, "--method", "em", "--rounds", "1", "--out", tmp_path / "run")
+    card = (tmp_path / "run" / "prior.md").read_text()
+    assert "| doubtful | s1.h5: CAUTION: the noise at the edge of k-space is" in card
+    assert "CAUTION" in said
+    told = (tmp_path / "run" / "settings.txt").read_text()
+    assert "recorded: True" in told
+    assert not [name for name in ("mask", "amount", "noise", "size", "held") if f"\n{name}: " in told]
 
 
 def test_sure_takes_the_full_scans_alone(scans: Path, tmp_path: Path) -> None:

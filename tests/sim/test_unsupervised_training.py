@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scanprior.models.channels import to_channels, to_complex
+from scanprior.models.diffusion_prior import DiffusionPrior
 from scanprior.models.divergence import rademacher
+from scanprior.models.gsure import projected_matching
 from scanprior.models.measured_scans import RIDGE, MeasuredScans, density_weights, first_image
 from scanprior.models.posterior_images import sense_images
 from scanprior.models.prior import load_prior, seen_clean_images
@@ -332,6 +334,34 @@ def test_weights_make_up_for_the_density_of_the_masks(data: Path, tmp_path: Path
     masks = {tuple(read_scan(path)["mask"].flatten().tolist()) for path in scan_files(folder)}
     assert len(masks) > 40, "a mask of its own for most scans"
 
+
+def test_rounds_draw_anew_and_train_on_what_was_drawn(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, dict[str, torch.Tensor]]] = []
+    trained_on: list[float] = []
+
+    def drawing(folder: Path, path: Path, prior: DiffusionPrior, seed: int, what: str) -> None:
+        seen.append((what, {name: weight.clone() for name, weight in prior.denoiser.state_dict().items()}))
+        assert not prior.denoiser.training
+        write_images(folder, path, lambda scans: torch.full((len(scans), SIZE, SIZE), len(seen) + 0j), what)
+
+    def matching(denoiser: Any, scans: Any, weights: Any, images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        trained_on.append(float(to_complex(images).abs().mean()))
+        return projected_matching(denoiser, scans, weights, images, *rest)
+
+    monkeypatch.setattr("scanprior.sim.unsupervised_module.write_posterior_images", drawing)
+    monkeypatch.setattr("scanprior.sim.unsupervised_module.projected_matching", matching)
+    chosen = settings("em", steps=24, rounds=3, save_every=24)
+    train_unsupervised([data], tmp_path, chosen)
+    assert [what for what, _ in seen] == ["posterior images, step 8", "posterior images, step 16"]
+    # a batch or two of before are under way
+    assert trained_on[11:16] == pytest.approx([1] * 5)
+    assert trained_on[19:] == pytest.approx([2] * 5)
+    first, second = (weights["network.leave.weight"] for _, weights in seen)
+    assert not torch.equal(first, second)
+    train_unsupervised([data], tmp_path, replace(chosen, steps=26))  # rounds of 9 steps now: the next would be at 27
+    assert len(seen) == 2
 
 def turned_over(density: torch.Tensor) -> torch.Tensor:
     """The least density of a point over the eight ways in which `turned` lays it."""
