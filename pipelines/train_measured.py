@@ -13,7 +13,7 @@ from scanprior.sim.scan_data import VALIDATION_SCANS, training_scans, validation
 from scanprior.sim.source_hdf5 import hdf5_layout
 from scanprior.sim.unsupervised_settings import UnsupervisedTraining
 
-from .scan_folder import SUFFIXES, FolderFound, collect_scans, hand_over
+from .scan_folder import FULL_R, SUFFIXES, FolderFound, collect_scans, hand_over
 
 FOUND = "found"
 """Folder of the run that gets the slices and the report."""
@@ -51,7 +51,9 @@ def collect_for(data: Iterable[Path], out: Path, settings: UnsupervisedTraining)
         As `collect_scans`; and when the patches are larger than the matrix of the scans.
     """
     found = collect_scans(data, out / FOUND, full=settings.method == "sure")
-    if settings.method == "sure" and settings.patch > min(found.matrix):
+    # undersampled ones are trained on as a whole
+    full = all(one.r <= FULL_R for scan in found.scans for one in scan.slices)
+    if full and settings.patch > min(found.matrix):
         raise SourceError(
             f"training data: scans of {found.matrix[0]} x {found.matrix[1]}: expected --patch of at most "
             f"{min(found.matrix)}, found {settings.patch}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +87,29 @@ class ScanData(BankData[UnsupervisedTraining]):
             write_images(scans, path, first_images, "CG-SENSE images to begin with")
 
     def stream(self, rank: int) -> torch.utils.data.IterableDataset[Any]:
-        """Patches of noisy images for sure, whole scans for the others, whose losses need k-space."""
+        """Patches of images of full scans; of undersampled ones, whose losses need k-space, whole scans."""
         settings, images = self.settings, images_file(self.folder)
-        scans = training_scans(self.folder, settings)
-        if settings.method == "sure":
+        scans, density = training_scans(self.folder, settings), self.density
+        if self.patches:
             return ImageStream(images, noise_levels(scans), settings.patch, self.seed, rank)
-        density = scan_density(scans)
         beside = beside_images(images) if settings.method == "em" else beside_first(scans, density)
         return ScanStream(scans, density, beside, self.seed, rank)
+
+    @cached_property
+    def density(self) -> torch.Tensor:
+        """`scan_density` of the training scans."""
+        return scan_density(training_scans(self.folder, self.settings))
+
+    @property
+    def patches(self) -> bool:
+        """Whether it streams patches: images of full scans can be judged pixel by pixel."""
+        return self.settings.method in ("sure", "em") and bool((self.density == 1).all())
 
     @property
     def batch_size(self) -> int:
         """Patches, or whole scans of about as many pixels."""
         settings = self.settings
-        if settings.method == "sure":
+        if self.patches:
             return settings.batch
         rows, columns = read_scan(scan_files(training_scans(self.folder, settings))[0])["maps"].shape[-2:]
         return max(1, round(settings.batch * settings.patch**2 / (rows * columns)))

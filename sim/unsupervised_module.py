@@ -50,6 +50,9 @@ class UnsupervisedModule(DenoiserTraining):
         """Loss of a batch of `scan_data`."""
         if self.settings.method == "sure":
             loss = self._of_noisy(batch["image"], batch["sigma"])
+        elif "kspace" not in batch:  # patches of images of full scans
+            sigma = self.settings.draw_sigma(len(batch["image"])).to(batch["image"].device)
+            loss = self.edm.loss(batch["image"], sigma, torch.randn_like(batch["image"])).mean()
         else:
             scans = MeasuredScans(*(batch[name] for name in SCAN))
             if self.settings.method == "em":

@@ -33,7 +33,7 @@ class UnsupervisedTraining(TrainingSettings):
     mask, amount, acs, noise, coils
         Of the simulated scans, as of `SupervisedTraining`.
     batch
-        Patches of `sure`; of the others whole scans, as many as have about as many pixels.
+        Patches of full scans; of undersampled ones whole scans, as many as have about as many pixels.
     held
         Share of the lines that `split` holds out, drawn anew in each step.
     rounds
@@ -75,7 +75,7 @@ class UnsupervisedTraining(TrainingSettings):
                 f"method 'sure' is for fully sampled scans: expected --r 1, found {self.amount:g}; "
                 "of undersampled ones gsure, split or em learn"
             )
-        if self.method == "sure" and self.patch > self.size and not self.recorded:
+        if self.amount == 1 and self.patch > self.size and not self.recorded:
             raise ValueError(f"patch {self.patch} is larger than the images' {self.size}")
         if not 0 < self.held < 1:
             raise ValueError(f"held: expected a share between 0 and 1, found {self.held:g}")

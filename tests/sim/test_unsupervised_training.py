@@ -274,6 +274,15 @@ def test_figures_need_no_clean_image_and_tell_a_good_prior_from_none(data: Path,
     assert errors[0] < 0.8 * errors[1]
 
 
+def test_full_scans_are_trained_on_in_patches_whatever_makes_their_images(data: Path, tmp_path: Path) -> None:
+    for method in ("em", "sure"):
+        chosen = settings(method, amount=1.0, steps=2)
+        train_unsupervised([data], tmp_path / method, chosen)
+        batch = next(iter(ScanData([data], tmp_path / method, chosen, 0).stream(0)))
+        assert batch["image"].shape == (2, 16, 16)
+        assert ScanData([data], tmp_path / method, chosen, 0).batch_size == chosen.batch
+
+
 def test_batches_of_whole_scans_have_about_the_pixels_of_the_patches(data: Path, tmp_path: Path) -> None:
     chosen = settings("gsure", batch=16, patch=16)
     write_simulated(training_scans(tmp_path, chosen), [load_images(data / "heads.npz")], 6, 0, chosen)
