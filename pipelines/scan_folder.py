@@ -200,9 +200,6 @@ def collect_scans(
             _remember(folder, settings, known)
         for reason in found.left_out:
             log.warning("left out of the training data: %s: %s", path, reason)
-        for note in found.notes:
-            if note.startswith(DOUBT):
-                log.warning("%s: %s", path, note)
         scans.append(found)
     chosen = _choose(folder, scans, full, matrix, others)
     (folder / "found.txt").write_text(str(chosen), encoding="utf-8")

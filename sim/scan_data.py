@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +17,11 @@ from .scan_images import ImageStream, first_images, noise_levels, noisy_images, 
 from .scan_stream import ScanStream, beside_first, beside_images, scan_density
 from .unsupervised_settings import UnsupervisedTraining
 
+log = logging.getLogger(__name__)
+
 VALIDATION_SCANS = 12
+MOST_UNSEEN = 0.02
+"""Share of k-space that may be in no scan's mask before it is told."""
 Preparation = Callable[[], list[str]]
 
 
@@ -75,6 +80,13 @@ class ScanData(BankData[UnsupervisedTraining]):
                     partial(write_simulated, scans=VALIDATION_SCANS, seed=VALIDATION_SEED, settings=settings),
                 ),
             )  # fmt: skip
+        unseen = float((self.density == 0).float().mean())
+        if unseen > MOST_UNSEEN:
+            self.doubts.append(
+                f"{unseen:.0%} of k-space is in no scan's mask: there the prior learns from coils and turned scans alone"
+            )
+        for doubt in self.doubts:
+            log.warning("scans to train on: %s", doubt)
         path = images_file(self.folder)
         if path.exists():
             return

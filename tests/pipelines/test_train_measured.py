@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,8 @@ def test_a_noise_level_that_k_space_contradicts_stands_in_the_card(gain: float, 
     card = (tmp_path / "run" / "prior.md").read_text()
     assert "| doubtful | s1.h5: CAUTION: the noise at the edge of k-space is" in card
     assert "CAUTION" in said
+    # the masks of both are the same
+    assert re.search(r"; \d\d% of k-space is in no scan's mask", card)
     told = (tmp_path / "run" / "settings.txt").read_text()
     assert "recorded: True" in told
     assert not [name for name in ("mask", "amount", "noise", "size", "held") if f"\n{name}: " in told]
