@@ -113,14 +113,13 @@ class FolderFound:
 
     @property
     def doubts(self) -> list[str]:
-        """Of the scans that are used: where the noise scan and the edge of k-space contradict each other."""
-        return [
-            f"{Path(scan.path).name}: {note}"
-            for scan in self.scans
-            if scan.slices
-            for note in scan.notes
-            if note.startswith(DOUBT)
-        ]
+        """Where noise scans and the edge of k-space contradict each other.
+
+        Without the files' names, which may tell who it is; `found.txt` names them.
+        """
+        used = [scan for scan in self.scans if scan.slices]
+        notes = [note for scan in used for note in scan.notes if note.startswith(DOUBT)]
+        return [f"{len(notes)} of {len(used)} scans: {'; '.join(sorted(set(notes)))}"] if notes else []
 
     def split(self) -> tuple[list[Path], list[Path]]:
         """Files to train on and to validate on, no subject in both; where there is but one subject, it does both."""

@@ -53,7 +53,7 @@ def collect_for(data: Iterable[Path], out: Path, settings: UnsupervisedTraining)
     found = collect_scans(data, out / FOUND, full=settings.method == "sure")
     # undersampled ones are trained on as a whole
     full = all(one.r <= FULL_R for scan in found.scans for one in scan.slices)
-    if full and settings.patch > min(found.matrix):
+    if full and settings.method in ("sure", "em") and settings.patch > min(found.matrix):
         raise SourceError(
             f"training data: scans of {found.matrix[0]} x {found.matrix[1]}: expected --patch of at most "
             f"{min(found.matrix)}, found {settings.patch}"

@@ -17,7 +17,7 @@ from .mask_families import FAMILIES, make_mask
 from .supervised_settings import SupervisedTraining
 
 MASKS = 64
-"""Masks that are usually drawn ahead; a family without chance has but one."""
+"""Masks that are drawn ahead; a family without chance has but one."""
 ARRAYS = 4
 """Coil arrays that are drawn ahead of each number of coils."""
 AIR = 0.02
@@ -60,19 +60,14 @@ class Scanner:
 
     Simulated as in `evaluation`: noise goes on the k-space before the mask. The maps are the true ones, which a scan
     only has estimates of, but as those they are zero in air (of more than one coil).
-
-    Parameters
-    ----------
-    masks
-        How many are drawn ahead.
     """
 
-    def __init__(self, settings: SupervisedTraining, seed: int, masks: int = MASKS) -> None:
+    def __init__(self, settings: SupervisedTraining, seed: int) -> None:
         self.settings = settings
         shape = (settings.size, settings.size)
         drawn = [
             make_mask(settings.mask, shape, settings.amount, settings.acs, [seed, number]).mask
-            for number in range(masks)
+            for number in range(MASKS)
         ]
         different = np.unique(np.stack(drawn), axis=0)
         self.masks = torch.from_numpy(different if different.ndim == 3 else different[:, :, None])

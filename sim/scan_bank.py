@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from scanprior.models.espirit import NoAcsError
 from scanprior.models.forward import SenseModel
 from scanprior.models.intensity import intensity_scale
 from scanprior.models.measured_scans import MeasuredScans
@@ -90,7 +91,7 @@ def together(scans: Sequence[Batch]) -> Batch:
 
     whole = {
         name: torch.cat([scan[name] for scan in scans])
-        for name in ("sigma", "weights", "image", "first", "level")
+        for name in ("sigma", "weights", "given", "image", "first", "level")
         if name in scans[0]
     }
     return whole | {
@@ -136,7 +137,10 @@ def write_simulated(
             stack = stacks[rng.choice(len(stacks), p=share)]
             image = whole_slice(stack.slices[rng.integers(len(stack.slices))], settings.size, 2, rng)
         scan = simulate_scan(image, _condition(settings, rng), seed)
-        maps = scan.maps(ESPIRIT)
+        try:
+            maps = scan.maps(ESPIRIT)
+        except NoAcsError as error:
+            raise SourceError(f"simulated scans (mask {settings.mask}, --acs {settings.acs}): {error}") from error
         write_scan(partial / f"{number:06d}.safetensors", Scan(scan.kspace, scan.mask, maps, scan.sigma))
     partial.rename(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -40,6 +41,48 @@ def images_file(folder: Path) -> Path:
     return folder / "images.npy"
 
 
+OF_THE_SCANS = (
+    "method", "begin_with", "recorded", "size", "bank", "seed", "mask", "amount", "acs", "noise", "coils", "held",
+    "rounds",
+)  # fmt: skip
+"""Settings that what lies in a run's folder depends on."""
+
+
+def check_same_scans(folder: Path, settings: UnsupervisedTraining) -> None:
+    """Refuse to go on with the scans and images of a folder that were made by other settings.
+
+    Raises
+    ------
+    FileExistsError
+        Naming the first setting that differs.
+    """
+    note = _note(folder)
+    if not note.exists():
+        return
+    found = json.loads(note.read_text(encoding="utf-8"))
+    for name, value in _of_the_scans(settings).items():
+        if found.get(name) != value:
+            raise FileExistsError(
+                f"{folder} holds a run with {name} {found.get(name)!r}, found {value!r}: begin another in a folder of "
+                "its own"
+            )
+
+
+def _write_note(folder: Path, settings: UnsupervisedTraining) -> None:
+    """What the scans and images of a folder were made by; once they are there."""
+    partial = _note(folder).with_suffix(".partial")
+    partial.write_text(json.dumps(_of_the_scans(settings), indent=1) + "\n", encoding="utf-8")
+    partial.replace(_note(folder))
+
+
+def _note(folder: Path) -> Path:
+    return folder / "scans.json"
+
+
+def _of_the_scans(settings: UnsupervisedTraining) -> dict[str, Any]:
+    return json.loads(json.dumps({name: getattr(settings, name) for name in OF_THE_SCANS}))
+
+
 class ScanData(BankData[UnsupervisedTraining]):
     """Scans, or images of them; no clean image is kept.
 
@@ -53,7 +96,11 @@ class ScanData(BankData[UnsupervisedTraining]):
     """
 
     def __init__(
-        self, data: list[Path], folder: Path, settings: UnsupervisedTraining, seed: int,
+        self,
+        data: list[Path],
+        folder: Path,
+        settings: UnsupervisedTraining,
+        seed: int,
         prepare: Preparation | None = None,
     ) -> None:
         super().__init__(data, folder, settings, seed)
@@ -80,10 +127,11 @@ class ScanData(BankData[UnsupervisedTraining]):
                     partial(write_simulated, scans=VALIDATION_SCANS, seed=VALIDATION_SEED, settings=settings),
                 ),
             )  # fmt: skip
+        _write_note(self.folder, settings)
         unseen = float((self.density == 0).float().mean())
         if unseen > MOST_UNSEEN:
             self.doubts.append(
-                f"{unseen:.0%} of k-space is in no scan's mask: there the prior learns from coils and turned scans alone"
+                f"{unseen:.0%} of k-space is in no scan's mask, however turned: there the prior learns from coils alone"
             )
         for doubt in self.doubts:
             log.warning("scans to train on: %s", doubt)
@@ -105,7 +153,8 @@ class ScanData(BankData[UnsupervisedTraining]):
         if self.patches:
             return ImageStream(images, noise_levels(scans), settings.patch, self.seed, rank)
         beside = beside_images(images) if settings.method == "em" else beside_first(scans, density)
-        return ScanStream(scans, density, beside, self.seed, rank)
+        held = settings.held if settings.method == "split" else None
+        return ScanStream(scans, density, beside, self.seed, rank, held)
 
     @cached_property
     def density(self) -> torch.Tensor:
@@ -115,7 +164,7 @@ class ScanData(BankData[UnsupervisedTraining]):
     @property
     def patches(self) -> bool:
         """Whether it streams patches: images of full scans can be judged pixel by pixel."""
-        return self.settings.method in ("sure", "em") and bool((self.density == 1).all())
+        return self.settings.method in ("sure", "em") and bool((self.density > 1 - 1e-6).all())
 
     @property
     def batch_size(self) -> int:
@@ -125,6 +174,11 @@ class ScanData(BankData[UnsupervisedTraining]):
             return settings.batch
         rows, columns = read_scan(scan_files(training_scans(self.folder, settings))[0])["maps"].shape[-2:]
         return max(1, round(settings.batch * settings.patch**2 / (rows * columns)))
+
+    @property
+    def batch_told(self) -> str:
+        """What a step takes, in words."""
+        return f"{self.batch_size} " + (f"patches of {self.settings.patch}" if self.patches else "scans")
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         """Batches without end."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scanprior.models.channels import to_channels, to_complex
 from scanprior.models.divergence import rademacher
-from scanprior.models.measured_scans import MeasuredScans, density_weights, first_image, missing_variance
+from scanprior.models.measured_scans import MeasuredScans, density_weights, first_image, missing_variance, random_part
 
 from .scan_bank import Batch, read_scan, scan_files
 
@@ -22,10 +22,22 @@ Beside = Callable[[int, Batch], Batch]
 
 
 def scan_density(folder: Path) -> torch.Tensor:
-    """(y, x or 1): the share of all scans of a folder that have measured each point of k-space."""
-    masks = [read_scan(path)["mask"] for path in scan_files(folder)]
-    wide = max(mask.shape[-1] for mask in masks)
-    return torch.cat([mask.expand(-1, -1, wide) for mask in masks]).float().mean(0)
+    """(y, x): the share of all scans of a folder that have measured each point of k-space, as `turned` lays them.
+
+    So scans of one and the same mask tell of the points between its lines too, where they lie turned.
+    """
+    density: torch.Tensor | None = None
+    files = scan_files(folder)
+    for path in files:
+        scan = read_scan(path)
+        mask = scan["mask"][0].expand(scan["maps"].shape[-2:]).float() / len(files)
+        density = mask if density is None else density + mask
+    assert density is not None
+    for axis in (-2, -1):
+        density = (density + reversed_axis(density, axis)) / 2
+    if density.shape[0] == density.shape[1]:
+        density = (density + density.mT) / 2
+    return density.clamp(0, 1)
 
 
 def beside_images(path: Path) -> Beside:
@@ -79,10 +91,14 @@ class ScanStream(torch.utils.data.IterableDataset):
         `scan_density` of the folder.
     beside
         What else comes with each scan.
+    held
+        With it each scan comes with `given` (1, y, x) bool: its mask without this share of its lines (or points).
     """
 
-    def __init__(self, folder: Path, density: torch.Tensor, beside: Beside, seed: int, rank: int = 0) -> None:
-        self.folder, self.beside, self.seed, self.rank = folder, beside, seed, rank
+    def __init__(
+        self, folder: Path, density: torch.Tensor, beside: Beside, seed: int, rank: int = 0, held: float | None = None
+    ) -> None:
+        self.folder, self.beside, self.seed, self.rank, self.held = folder, beside, seed, rank, held
         self.weights = density_weights(density)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -93,7 +109,10 @@ class ScanStream(torch.utils.data.IterableDataset):
             number = int(rng.integers(len(files)))
             scan = read_scan(files[number])
             weights = self.weights.expand(scan["maps"].shape[-2:])[None]
-            yield turned(scan | self.beside(number, scan) | {"weights": weights}, rng)
+            more = self.beside(number, scan) | {"weights": weights}
+            if self.held is not None:  # before lines become points by being turned
+                more["given"] = random_part(scan["mask"], self.held)
+            yield turned(scan | more, rng)
 
 
 def turned(scan: Batch, rng: np.random.Generator) -> Batch:
@@ -103,8 +122,9 @@ def turned(scan: Batch, rng: np.random.Generator) -> Batch:
     image is the conjugate, both axes reversed; and white noise stays white. Transposed only where the matrix is square,
     so that scans still fit together.
     """
-    scan = scan | {"mask": scan["mask"].expand(-1, *scan["maps"].shape[-2:])}
-    kspace = {"kspace", "mask", "weights"} & set(scan)
+    shape = scan["maps"].shape[-2:]
+    scan = scan | {name: scan[name].expand(-1, *shape) for name in {"mask", "given"} & set(scan)}
+    kspace = {"kspace", "mask", "given", "weights"} & set(scan)
     images = {"maps", "first", "image"} & set(scan)
     axes = [axis for axis in (-2, -1) if rng.random() < 0.5]
     for name in kspace | images:

@@ -18,6 +18,7 @@ def write_card(
     settings: UnsupervisedTraining,
     step: int,
     found: dict[str, float],
+    batch: str,
     doubts: Sequence[str] = (),
 ) -> None:
     """Write what the prior was trained on, as found in the scans themselves.
@@ -26,6 +27,8 @@ def write_card(
     ----------
     found
         The last figures of `curve.csv`, by name.
+    batch
+        What a step takes, in words.
     doubts
         What is doubtful about the scans.
     """
@@ -53,7 +56,7 @@ def write_card(
         "begun with": begin,
         "network": str(settings.network_description),
         "noise levels": " to ".join(f"{level:g}" for level in settings.sigma_range),
-        "steps": f"{step}, {settings.batch} images or scans each",
+        "steps": f"{step}, {batch} each",
     }
     rows |= {f"last {name} on held-back scans": f"{value:.4f}" for name, value in found.items()}
     if doubts:

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from scanprior.models.diffusion_prior import DiffusionPrior
 from scanprior.models.divergence import rademacher
 from scanprior.models.gsure import gsure, held_out, projected_matching
-from scanprior.models.measured_scans import MeasuredScans, consistent_images, random_part
+from scanprior.models.measured_scans import MeasuredScans, consistent_images
 from scanprior.models.preconditioning import Denoiser, EDMDenoiser
 from scanprior.models.sure import sure_score
 
@@ -55,15 +55,14 @@ class UnsupervisedModule(DenoiserTraining):
             loss = self.edm.loss(batch["image"], sigma, torch.randn_like(batch["image"])).mean()
         else:
             scans = MeasuredScans(*(batch[name] for name in SCAN))
-            if self.settings.method == "em":
-                images, risk = batch["image"], 0.0
-            else:
-                images, risk = self._denoised(scans, batch), self._risk(scans, batch)
-                self.log("risk", risk, prog_bar=True)
+            images = batch["image"] if self.settings.method == "em" else self._denoised(scans, batch)
             sigma = self.settings.draw_sigma(len(images)).to(images.device)
             noise = torch.randn_like(images)
-            matching = projected_matching(self.edm, scans, batch["weights"], images, sigma, noise)
-            loss = matching.mean() + RISK_WEIGHT * risk
+            loss = projected_matching(self.edm, scans, batch["weights"], images, sigma, noise).mean()
+            if self.settings.method != "em":
+                risk = self._risk(scans, batch)
+                self.log("risk", risk, prog_bar=True)
+                loss = loss + RISK_WEIGHT * risk
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -97,7 +96,7 @@ class UnsupervisedModule(DenoiserTraining):
         if self.settings.method == "gsure":
             risk, level = gsure(self.edm, part, weights, probe, self._spread)
         else:
-            given = random_part(part.mask, self.settings.held)
+            given = batch["given"][: len(part)]
             # held out of all measured lines: each counts for the share of the times that it is
             risk, level = held_out(self.edm, part, weights / self.settings.held, probe, self._spread, given)
         return (self.edm.weight(level) * risk).mean()

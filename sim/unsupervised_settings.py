@@ -7,6 +7,7 @@ from typing import Any
 
 from scanprior.models.posterior_images import SAMPLING
 
+from .mask_families import FAMILIES
 from .supervised_settings import SupervisedTraining
 from .training_settings import TrainingSettings
 
@@ -75,7 +76,8 @@ class UnsupervisedTraining(TrainingSettings):
                 f"method 'sure' is for fully sampled scans: expected --r 1, found {self.amount:g}; "
                 "of undersampled ones gsure, split or em learn"
             )
-        if self.amount == 1 and self.patch > self.size and not self.recorded:
+        full = self.amount == 1 and FAMILIES[self.mask].amount == "R"
+        if full and self.method in ("sure", "em") and self.patch > self.size and not self.recorded:
             raise ValueError(f"patch {self.patch} is larger than the images' {self.size}")
         if not 0 < self.held < 1:
             raise ValueError(f"held: expected a share between 0 and 1, found {self.held:g}")
@@ -87,7 +89,7 @@ class UnsupervisedTraining(TrainingSettings):
                 f"method {self.method!r} draws posterior images: expected noise levels from {SAMPLING.sigma_end:g} "
                 f"or less to {SAMPLING.sigma_start:g} or more, found {low:g} to {high:g}"
             )
-        self.scans()  # what it refuses is refused now
+        self._check_scans()
 
     def told(self) -> dict[str, Any]:
         """All but what only other methods read, or simulated scans where these are recorded."""
@@ -96,9 +98,9 @@ class UnsupervisedTraining(TrainingSettings):
         unread |= {"bank", "size", "mask", "amount", "acs", "noise", "coils"} if self.recorded else set()
         return {name: value for name, value in super().told().items() if name not in unread}
 
-    def scans(self) -> SupervisedTraining:
-        """The same scans, as `pairs.Scanner` wants them told."""
-        return SupervisedTraining(
+    def _check_scans(self) -> None:
+        """Refuse what supervised training refuses of the same scans."""
+        SupervisedTraining(
             size=self.size, channels=2, mask=self.mask, amount=self.amount, acs=self.acs, noise=self.noise,
             coils=self.coils,
         )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from scanprior.models.prior import save_prior
 from scanprior.models.sure import sure
 
 from .scan_bank import SCALE, batches, scan_files
-from .scan_data import VALIDATION_SCANS, Preparation, ScanData, training_scans, validation_scans
+from .scan_data import VALIDATION_SCANS, Preparation, ScanData, check_same_scans, training_scans, validation_scans
 from .scan_images import noisy_images
 from .training_module import Average
 from .training_run import PRIOR, PeriodicReport, begin_run, run_training
@@ -54,39 +53,13 @@ def train_unsupervised(
     PriorError
         When the prior to begin with is not there, or of another network.
     """
-    _same_scans(folder, settings)
+    check_same_scans(folder, settings)
     start = begin_run(folder, settings)
     average = Average(decay=0.9995)
     scans = ScanData(data, folder, settings, settings.seed + start, prepare)
     report = ScanReport(folder, average, settings, scans)
     redraw = [Redraw(folder, average, settings)] if settings.method == "em" else []
     return run_training(folder, settings, UnsupervisedModule(settings, folder), scans, report, callbacks=redraw)
-
-
-OF_THE_SCANS = (
-    "method", "begin_with", "recorded", "size", "bank", "seed", "mask", "amount", "acs", "noise", "coils", "held",
-    "rounds",
-)  # fmt: skip
-"""Settings that what lies in a run's folder depends on."""
-
-
-def _same_scans(folder: Path, settings: UnsupervisedTraining) -> None:
-    """Note what the scans and images of a folder are made by, or refuse to go on with those of other settings."""
-    note = folder / "scans.json"
-    asked = json.loads(json.dumps({name: getattr(settings, name) for name in OF_THE_SCANS}))
-    if not note.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = note.with_suffix(".partial")
-        partial.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
-        partial.replace(note)
-        return
-    found = json.loads(note.read_text(encoding="utf-8"))
-    for name, value in asked.items():
-        if found.get(name) != value:
-            raise FileExistsError(
-                f"{folder} holds a run with {name} {found.get(name)!r}, found {value!r}: begin another in a folder of "
-                "its own"
-            )
 
 
 class ScanReport(PeriodicReport[UnsupervisedTraining, Average]):
@@ -129,7 +102,7 @@ class ScanReport(PeriodicReport[UnsupervisedTraining, Average]):
                 "step": step, "training": training,
             },
         )  # fmt: skip
-        write_card(self.folder / "prior.md", files, self.settings, step, found, self.data.doubts)
+        write_card(self.folder / "prior.md", files, self.settings, step, found, self.data.batch_told, self.data.doubts)
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def test_a_noise_level_that_k_space_contradicts_stands_in_the_card(gain: float, 
     multiply_noise_scan(folder / "s1.h5", gain)
     said = run("--data", folder, "--method", "em", "--rounds", "1", "--out", tmp_path / "run")
     card = (tmp_path / "run" / "prior.md").read_text()
-    assert "| doubtful | s1.h5: CAUTION: the noise at the edge of k-space is" in card
+    assert "| doubtful | 1 of 2 scans: CAUTION: the noise at the edge of k-space is" in card
     assert "CAUTION" in said
     # the masks of both are the same
     assert re.search(r"; \d\d% of k-space is in no scan's mask", card)
