@@ -11,7 +11,7 @@
 set -euo pipefail
 DATA=${DATA:-../shared/data}
 OUT=${OUT:-runs/unsupervised}
-STEPS=${STEPS:-5000}
+STEPS=${STEPS:-4000}
 BANK=${BANK:-400}
 ROUNDS=${ROUNDS:-4}
 IMAGES=${IMAGES:-8}
