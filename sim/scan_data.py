@@ -164,7 +164,7 @@ class ScanData(BankData[UnsupervisedTraining]):
     @property
     def patches(self) -> bool:
         """Whether it streams patches: images of full scans can be judged pixel by pixel."""
-        return self.settings.method in ("sure", "em") and bool((self.density > 1 - 1e-6).all())
+        return self.settings.method in ("sure", "em") and bool((self.density == 1).all())
 
     @property
     def batch_size(self) -> int:

@@ -26,18 +26,17 @@ def scan_density(folder: Path) -> torch.Tensor:
 
     So scans of one and the same mask tell of the points between its lines too, where they lie turned.
     """
-    density: torch.Tensor | None = None
     files = scan_files(folder)
+    first = read_scan(files[0])
+    counts = torch.zeros(first["maps"].shape[-2:])
     for path in files:
-        scan = read_scan(path)
-        mask = scan["mask"][0].expand(scan["maps"].shape[-2:]).float() / len(files)
-        density = mask if density is None else density + mask
-    assert density is not None
+        counts += read_scan(path)["mask"][0]
+    density = counts / len(files)  # counted first: of full scans it is 1 exactly
     for axis in (-2, -1):
         density = (density + reversed_axis(density, axis)) / 2
     if density.shape[0] == density.shape[1]:
         density = (density + density.mT) / 2
-    return density.clamp(0, 1)
+    return density
 
 
 def beside_images(path: Path) -> Beside:

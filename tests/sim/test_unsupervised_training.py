@@ -285,6 +285,18 @@ def test_full_scans_are_trained_on_in_patches_whatever_makes_their_images(data: 
         assert ScanData([data], tmp_path / method, chosen, 0).batch_size == chosen.batch
 
 
+def test_many_full_scans_are_full(data: Path, tmp_path: Path) -> None:
+    """The density is a count: hundreds of shares added up would miss 1 by rounding."""
+    chosen = settings("sure", bank=100)
+    folder = training_scans(tmp_path, chosen)
+    write_simulated(folder, [load_images(data / "heads.npz")], 1, 0, chosen)
+    (one,) = scan_files(folder)
+    for number in range(1, 100):
+        (folder / f"{number:06d}.safetensors").hardlink_to(one)
+    assert (scan_density(folder) == 1).all()
+    assert ScanData([data], tmp_path, chosen, 0).patches
+
+
 def test_batches_of_whole_scans_have_about_the_pixels_of_the_patches(data: Path, tmp_path: Path) -> None:
     chosen = settings("gsure", batch=16, patch=16)
     write_simulated(training_scans(tmp_path, chosen), [load_images(data / "heads.npz")], 6, 0, chosen)
